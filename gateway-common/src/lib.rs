@@ -1,0 +1,2 @@
+//! Types shared by kernel and user space, nothing else.
+#![no_std]

@@ -1,0 +1,3 @@
+//! Step "speak": one front a protocol.
+
+pub mod postgres;

@@ -1,0 +1,1 @@
+//! The PostgreSQL front: a core without sockets, and the tokio part around it.

@@ -1,0 +1,3 @@
+//! Builds, tests and shows Weir: `cargo xtask --help`.
+
+fn main() {}
