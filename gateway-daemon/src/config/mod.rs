@@ -1,1 +1,275 @@
-//! See ARCHITECTURE.md.
+//! The configuration, `/etc/weir/weir.toml`: read whole, checked whole, every fault told at once with file, line, key and
+//! the mend. Behind this module stand values that cannot be wrong.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+mod check;
+mod error;
+mod raw;
+
+pub use error::{ConfigError, Fault};
+
+use crate::secret::SecretRef;
+
+/// Where the configuration is looked for unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/weir/weir.toml";
+
+/// A whole configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// The daemon itself.
+    pub daemon: Daemon,
+    /// The record.
+    pub store: Store,
+    /// Identity providers.
+    pub issuers: Vec<Issuer>,
+    /// Enrolled agents.
+    pub agents: Vec<Agent>,
+    /// Declared connections; a connection's place in this list is its number in the kernel's maps.
+    pub connections: Vec<Connection>,
+    /// Addresses that are refused to everyone.
+    pub protect: Vec<Protect>,
+    /// Who is let through beside the agents.
+    pub allow: Vec<Allow>,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// `[daemon]`
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    /// Keys and certificates.
+    pub state_dir: PathBuf,
+    /// The control socket and what agents are shown.
+    pub runtime_dir: PathBuf,
+    /// The cgroup at which programs are attached, `/` for the root.
+    pub scope: String,
+    /// The cgroup below which Weir makes its own.
+    pub cgroup: String,
+    /// The folder on a bpffs in which programs and maps are pinned.
+    pub pins: PathBuf,
+    /// The listener's port.
+    pub listener_port: u16,
+    /// Whom a protected target is refused to.
+    pub guard: Guard,
+    /// The folder of policies.
+    pub policies: PathBuf,
+    /// Threads that serve sessions.
+    pub workers: usize,
+    /// Unix users who may read the record beside root.
+    pub auditors: Vec<String>,
+    /// How a refused agent may ask; ends each refusal.
+    pub refusal_hint: String,
+}
+
+/// Whom a protected target is refused to outside of the agents' cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Every process of the host that is not on `[[allow]]`.
+    Host,
+    /// The agents' users only.
+    Agents,
+}
+
+/// `[store]`
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// The folder of the record.
+    pub dir: PathBuf,
+    /// A window's file is closed at this size.
+    pub window_bytes: u64,
+    /// Bytes of one answer that are recorded; beyond them its digest alone.
+    pub answer_bytes: u64,
+}
+
+/// `[[issuer]]`
+#[derive(Debug, Clone)]
+pub struct Issuer {
+    /// The name that qualifies groups.
+    pub name: String,
+    /// The issuer's URL, exactly as in tokens.
+    pub issuer: String,
+    /// The audience that tokens must have.
+    pub audience: String,
+    /// JWS algorithms that are accepted.
+    pub algorithms: Vec<String>,
+    /// JSON pointers to groups.
+    pub groups: Vec<String>,
+    /// The CA that signed the provider's certificate; the system's roots without.
+    pub ca_file: Option<PathBuf>,
+    /// How far clocks may differ.
+    pub leeway: Duration,
+    /// How long keys serve while the provider cannot be reached.
+    pub stale: Duration,
+}
+
+/// `[[agent]]`
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// The agent's name.
+    pub name: String,
+    /// The Unix user that its processes run as.
+    pub user: String,
+    /// The name of its issuer.
+    pub issuer: String,
+    /// The only subject accepted, where one is given.
+    pub subject: Option<String>,
+    /// Unix users who may start it, beside root.
+    pub starters: Vec<String>,
+    /// The token, unless `weir run` names another.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `[[connection]]`
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The connection's name, as policies use it.
+    pub name: String,
+    /// The server's name or address.
+    pub host: String,
+    /// The server's port.
+    pub port: u16,
+    /// More addresses that mean this connection.
+    pub targets: Vec<Network>,
+    /// The only database, where one is given.
+    pub database: Option<String>,
+    /// The upstream role.
+    pub user: String,
+    /// Users that an agent may name; all when empty.
+    pub accept_users: Vec<String>,
+    /// The upstream credential; none for a server that asks none.
+    pub password: Option<SecretRef>,
+    /// How the upstream side is encrypted.
+    pub tls: UpstreamTls,
+    /// The CA of the server's certificate; the system's roots without.
+    pub ca_file: Option<PathBuf>,
+    /// Whether SCRAM must bind to the TLS channel.
+    pub require_channel_binding: bool,
+    /// The server's Unix sockets when it is local; `None` looks in the usual places.
+    pub unix_sockets: Option<Vec<PathBuf>>,
+    /// How long an address that dropped out of the name stays protected.
+    pub linger: Duration,
+}
+
+/// libpq's `sslmode`, as far as it makes sense for a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamTls {
+    /// Plain text.
+    Disable,
+    /// Encrypted, whoever answers.
+    Require,
+    /// A certificate of a known CA.
+    VerifyCa,
+    /// … for the name asked for.
+    VerifyFull,
+}
+
+/// Addresses with one port: `10.0.0.0/16:5432`, `[fd00::]/8:5432`, `127.0.0.1:5432`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Network {
+    /// The network's address, bits behind the prefix zero.
+    pub address: IpAddr,
+    /// Length of the prefix in bits.
+    pub prefix: u8,
+    /// The port.
+    pub port: u16,
+}
+
+/// `[[protect]]`
+#[derive(Debug, Clone)]
+pub struct Protect {
+    /// What is refused.
+    pub network: Network,
+    /// Why.
+    pub reason: String,
+}
+
+/// `[[allow]]`
+#[derive(Debug, Clone)]
+pub struct Allow {
+    /// Who.
+    pub who: Allowed,
+    /// Why.
+    pub reason: String,
+}
+
+/// Who is let through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allowed {
+    /// Processes of this user.
+    Uid(u32),
+    /// Processes below this cgroup.
+    Cgroup(String),
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest message from an agent in bytes, COPY data left out: that streams.
+    pub message_bytes: usize,
+    /// Largest message from a server in bytes; rows and COPY data stream within it.
+    pub server_message_bytes: usize,
+    /// Largest statement in bytes.
+    pub statement_bytes: usize,
+    /// From accept to the start-up message, TLS included.
+    pub startup: Duration,
+    /// Longest time without a byte either way; `None` for no limit.
+    pub idle: Option<Duration>,
+    /// Sessions at once.
+    pub connections: usize,
+    /// Sessions at once of one agent.
+    pub connections_per_agent: usize,
+    /// Messages of one session that wait for the server's answer.
+    pub pipeline: usize,
+    /// Prepared statements and cursors of one session.
+    pub prepared_statements: usize,
+}
+
+impl Config {
+    /// Reads and checks `path`.
+    ///
+    /// # Errors
+    /// Every fault of the file at once.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a text as if it stood in `path`.
+    ///
+    /// # Errors
+    /// Every fault of the text at once.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        check::check(path, text)
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.daemon.runtime_dir.join("control.sock")
+    }
+
+    /// The agent of that name.
+    pub fn agent(&self, name: &str) -> Option<&Agent> {
+        self.agents.iter().find(|agent| agent.name == name)
+    }
+
+    /// The connection of that name.
+    pub fn connection(&self, name: &str) -> Option<&Connection> {
+        self.connections.iter().find(|connection| connection.name == name)
+    }
+}
+
+impl Network {
+    /// One address.
+    pub const fn single(address: SocketAddr) -> Self {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        Self { address: address.ip(), prefix, port: address.port() }
+    }
+}

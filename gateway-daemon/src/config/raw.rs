@@ -1,0 +1,128 @@
+//! The configuration as it is written: every key that exists, nothing checked yet. An unknown key is an error of the
+//! parser, which names its line.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Root {
+    #[serde(default)]
+    pub(super) daemon: Daemon,
+    #[serde(default)]
+    pub(super) store: Store,
+    #[serde(default)]
+    pub(super) issuer: Vec<Spanned<Issuer>>,
+    #[serde(default)]
+    pub(super) agent: Vec<Spanned<Agent>>,
+    #[serde(default)]
+    pub(super) connection: Vec<Spanned<Connection>>,
+    #[serde(default)]
+    pub(super) protect: Vec<Spanned<Protect>>,
+    #[serde(default)]
+    pub(super) allow: Vec<Spanned<Allow>>,
+    #[serde(default)]
+    pub(super) limits: Limits,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Daemon {
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) scope: Option<String>,
+    pub(super) cgroup: Option<String>,
+    pub(super) pins: Option<PathBuf>,
+    pub(super) listener_port: Option<u16>,
+    pub(super) guard: Option<Spanned<String>>,
+    pub(super) policies: Option<PathBuf>,
+    pub(super) workers: Option<usize>,
+    pub(super) auditors: Option<Vec<Spanned<String>>>,
+    pub(super) refusal_hint: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Store {
+    pub(super) dir: Option<PathBuf>,
+    pub(super) window_bytes: Option<u64>,
+    pub(super) answer_bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Issuer {
+    pub(super) name: String,
+    pub(super) issuer: String,
+    pub(super) audience: String,
+    pub(super) algorithms: Vec<String>,
+    #[serde(default)]
+    pub(super) groups: Vec<String>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) leeway: Option<String>,
+    pub(super) stale: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Agent {
+    pub(super) name: String,
+    pub(super) user: String,
+    pub(super) issuer: String,
+    pub(super) subject: Option<String>,
+    #[serde(default)]
+    pub(super) starters: Vec<String>,
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Connection {
+    pub(super) name: String,
+    pub(super) protocol: String,
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
+    #[serde(default)]
+    pub(super) targets: Vec<String>,
+    pub(super) database: Option<String>,
+    pub(super) user: String,
+    #[serde(default)]
+    pub(super) accept_users: Vec<String>,
+    pub(super) password: Option<crate::secret::SecretRef>,
+    pub(super) tls: Option<String>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) channel_binding: Option<String>,
+    pub(super) unix_sockets: Option<Vec<PathBuf>>,
+    pub(super) linger: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Protect {
+    pub(super) address: String,
+    pub(super) reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Allow {
+    pub(super) uid: Option<u32>,
+    pub(super) cgroup: Option<String>,
+    pub(super) reason: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) message_bytes: Option<usize>,
+    pub(super) server_message_bytes: Option<usize>,
+    pub(super) statement_bytes: Option<usize>,
+    pub(super) startup: Option<String>,
+    pub(super) idle: Option<String>,
+    pub(super) connections: Option<usize>,
+    pub(super) connections_per_agent: Option<usize>,
+    pub(super) pipeline: Option<usize>,
+    pub(super) prepared_statements: Option<usize>,
+}

@@ -1,0 +1,186 @@
+//! Messages that Weir itself sends to the agent, and the stand-ins that it sends to the server.
+
+use bytes::{BufMut, BytesMut};
+
+use super::startup::CancelKey;
+
+/// How grave an error is: whether the session goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The statement failed; the session goes on.
+    Error,
+    /// The session ends.
+    Fatal,
+}
+
+/// An error in the protocol's terms (`PostgreSQL` manual, "Error and Notice Message Fields").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErrorAnswer {
+    /// Whether the session goes on.
+    pub severity: Severity,
+    /// The SQLSTATE, five characters.
+    pub sqlstate: &'static str,
+    /// What happened.
+    pub message: String,
+    /// The particulars; left out when empty.
+    pub detail: String,
+    /// What to do; left out when empty.
+    pub hint: String,
+}
+
+/// insufficient_privilege: what a refused statement gets.
+pub const REFUSED: &str = "42501";
+/// protocol_violation
+pub const PROTOCOL_VIOLATION: &str = "08P01";
+/// invalid_authorization_specification: no identity, or one that ended.
+pub const NO_IDENTITY: &str = "28000";
+/// program_limit_exceeded
+pub const LIMIT: &str = "54000";
+/// io_error: the record cannot be written.
+pub const RECORD_FAILED: &str = "58030";
+/// admin_shutdown
+pub const SHUTDOWN: &str = "57P01";
+/// sqlclient_unable_to_establish_sqlconnection: the upstream cannot be reached.
+pub const UPSTREAM: &str = "08001";
+/// connection_failure: the upstream went away.
+pub const UPSTREAM_LOST: &str = "08006";
+/// too_many_connections
+pub const TOO_MANY: &str = "53300";
+/// idle_session_timeout
+pub const IDLE: &str = "57P05";
+
+impl ErrorAnswer {
+    /// An error that ends the session.
+    pub fn fatal(sqlstate: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Fatal,
+            sqlstate,
+            message: message.into(),
+            detail: String::new(),
+            hint: String::new(),
+        }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    /// The same with a detail.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
+    /// Appends the ErrorResponse.
+    pub fn encode(&self, out: &mut BytesMut) {
+        let severity = match self.severity {
+            Severity::Error => "ERROR",
+            Severity::Fatal => "FATAL",
+        };
+        message(out, b'E', |out| {
+            for (field, text) in [
+                (b'S', severity),
+                (b'V', severity),
+                (b'C', self.sqlstate),
+                (b'M', &*self.message),
+                (b'D', &*self.detail),
+                (b'H', &*self.hint),
+            ] {
+                if !text.is_empty() {
+                    out.put_u8(field);
+                    put_text(out, text);
+                }
+            }
+            out.put_u8(0);
+        });
+    }
+
+    /// The ErrorResponse alone.
+    pub fn to_bytes(&self) -> BytesMut {
+        let mut out = BytesMut::new();
+        self.encode(&mut out);
+        out
+    }
+}
+
+/// Appends AuthenticationOk.
+pub fn authentication_ok(out: &mut BytesMut) {
+    message(out, b'R', |out| out.put_u32(0));
+}
+
+/// Appends BackendKeyData.
+pub fn backend_key(out: &mut BytesMut, key: CancelKey) {
+    message(out, b'K', |out| {
+        out.put_u32(key.process);
+        out.put_u32(key.secret);
+    });
+}
+
+/// Appends ReadyForQuery with the idle status.
+pub fn ready_idle(out: &mut BytesMut) {
+    message(out, b'Z', |out| out.put_u8(b'I'));
+}
+
+/// Appends NegotiateProtocolVersion: minor version 0 and the extensions that are not known.
+pub fn negotiate_version(out: &mut BytesMut, extensions: &[String]) {
+    message(out, b'v', |out| {
+        out.put_u32(0);
+        out.put_u32(u32::try_from(extensions.len()).unwrap_or(u32::MAX));
+        for name in extensions {
+            put_text(out, name);
+        }
+    });
+}
+
+/// Appends a Query.
+pub fn query(out: &mut BytesMut, sql: &str) {
+    message(out, b'Q', |out| put_text(out, sql));
+}
+
+/// Appends a Describe of a prepared statement.
+pub fn describe_statement(out: &mut BytesMut, name: &str) {
+    message(out, b'D', |out| {
+        out.put_u8(b'S');
+        put_text(out, name);
+    });
+}
+
+/// Appends a Terminate.
+pub fn terminate(out: &mut BytesMut) {
+    message(out, b'X', |_| {});
+}
+
+fn message(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    let at = out.len();
+    out.put_u32(0);
+    body(out);
+    // Our own messages are far below 4 GiB; one that were not would be refused by its reader.
+    let length = u32::try_from(out.len() - at).unwrap_or(u32::MAX);
+    if let Some(field) = out.get_mut(at..at + 4) {
+        field.copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// A zero byte would end the field early, and what follows be read as another.
+fn put_text(out: &mut BytesMut, text: &str) {
+    out.extend(text.bytes().filter(|&byte| byte != 0));
+    out.put_u8(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_its_fields_and_no_empty_one() {
+        let answer = ErrorAnswer::fatal(REFUSED, "no\0pe").hint("ask");
+        let bytes = answer.to_bytes();
+        assert_eq!(&bytes[..], b"E\0\0\0\x2aSFATAL\0VFATAL\0C42501\0Mnope\0Hask\0\0");
+        assert_eq!(usize::from(bytes[4]), bytes.len() - 1);
+    }
+}

@@ -1,0 +1,369 @@
+//! The server's messages: each is tied to what it answers, put on the record and passed on byte for byte; only the error
+//! of a stand-in is replaced.
+
+use super::{
+    AgentPhase, Fault, Judge, Machine, Stop, Taken, WHOLE_MESSAGE_BYTES,
+    expect::{Changes, Expect},
+    requests::Asked,
+};
+use crate::{
+    protocol::postgres::{
+        backend::{self, BackendError, ErrorFields},
+        frame::{HEADER, Header, MessageLimit},
+    },
+    record::StoreError,
+};
+
+/// The request number under which the record keeps what belongs to none: notifications.
+const NO_REQUEST: u64 = 0;
+
+/// SQLSTATEs with which a stand-in fails: the name it describes does not exist, and the text cannot be scanned. Any other
+/// error is the server's own and is passed on: a cancel, a shutdown, a failed transaction.
+const STAND_IN_FAILS: [&str; 3] = ["26000", "42601", "25P02"];
+
+impl<J: Judge> Machine<J> {
+    /// Takes bytes from the server.
+    ///
+    /// # Errors
+    /// What ends the session.
+    pub fn from_server(&mut self, input: &[u8]) -> Result<Taken, Fault> {
+        let mut used = 0;
+        loop {
+            let rest = input.get(used..).unwrap_or_default();
+            if self.server_body > 0 {
+                let part = rest.get(..self.server_body.min(rest.len())).unwrap_or_default();
+                self.row_bytes(part, 0)?;
+                used += part.len();
+                self.server_body -= part.len();
+                if self.server_body > 0 {
+                    return Ok(Taken { bytes: used, stop: Stop::More });
+                }
+                continue;
+            }
+            let run = self.rows(rest)?;
+            if run > 0 {
+                used += run;
+                continue;
+            }
+            let Some(header) = self.server_header(rest)? else {
+                return Ok(Taken { bytes: used, stop: Stop::More });
+            };
+            let Some(frame) = rest.get(..header.frame()) else {
+                if header.body > WHOLE_MESSAGE_BYTES {
+                    return Err(BackendError::Unexpected { tag: header.tag }.into());
+                }
+                return Ok(Taken { bytes: used, stop: Stop::More });
+            };
+            self.answer(header.tag, frame)?;
+            used += frame.len();
+        }
+    }
+
+    fn server_header(&self, rest: &[u8]) -> Result<Option<Header>, Fault> {
+        let limit = MessageLimit { bytes: self.limits.server_message_bytes, name: "limits.server_message_bytes" };
+        Header::decode(rest, limit).map_err(Fault::ServerFrame)
+    }
+
+    /// Passes rows and COPY data at the front of `rest`, as many as there are, in one piece; the last one may be cut.
+    fn rows(&mut self, rest: &[u8]) -> Result<usize, Fault> {
+        let (mut end, mut rows) = (0, 0);
+        while let Some(header) = self.server_header(rest.get(end..).unwrap_or_default())? {
+            match header.tag {
+                b'D' => {}
+                b'd' if self.expect.front().is_some_and(|expect| expect.copies().may_copy_out()) => {}
+                _ => break,
+            }
+            rows += 1;
+            end += header.frame();
+        }
+        if end == 0 {
+            return Ok(0);
+        }
+        if !matches!(self.expect.front(), Some(Expect::Query { .. } | Expect::Execute { .. })) {
+            return Err(BackendError::Unexpected { tag: b'D' }.into());
+        }
+        let here = end.min(rest.len());
+        self.server_body = end - here;
+        self.row_bytes(rest.get(..here).unwrap_or_default(), rows)?;
+        Ok(here)
+    }
+
+    fn row_bytes(&mut self, bytes: &[u8], rows: u64) -> Result<(), Fault> {
+        if let Some(asked) = self.expect.front().and_then(Expect::asked) {
+            self.pass(Some(asked), bytes, rows)?;
+        }
+        Ok(())
+    }
+
+    /// Passes bytes of the answer to a request: they leave when the request is on the record.
+    fn pass(&mut self, asked: Option<Asked>, bytes: &[u8], rows: u64) -> Result<(), StoreError> {
+        match asked {
+            Some(asked) => {
+                self.requests.answer(&mut self.log, asked.number, bytes, rows, self.limits.answer_bytes)?;
+                self.to_agent.push(bytes, asked.event);
+            }
+            None => self.to_agent.push(bytes, self.log.appended()),
+        }
+        Ok(())
+    }
+
+    /// One message that is no row.
+    fn answer(&mut self, tag: u8, frame: &[u8]) -> Result<(), Fault> {
+        let body = frame.get(HEADER..).unwrap_or_default();
+        match tag {
+            b'C' => self.complete(frame, body),
+            b'Z' => self.ready(frame),
+            b'E' => self.error(frame, body),
+            b'1' => self.done(tag, frame, |expect| matches!(expect, Expect::Parse { .. })),
+            b'2' => self.done(tag, frame, |expect| matches!(expect, Expect::Bind { .. })),
+            b'3' => self.done(tag, frame, |expect| matches!(expect, Expect::Close { .. })),
+            b'n' => self.described(tag, frame),
+            b'T' => match self.expect.front() {
+                Some(Expect::Query { asked, .. }) => Ok(self.pass(Some(*asked), frame, 0)?),
+                _ => self.described(tag, frame),
+            },
+            b't' => match self.expect.front() {
+                Some(Expect::Describe { asked }) => Ok(self.pass(Some(*asked), frame, 0)?),
+                _ => Err(BackendError::Unexpected { tag }.into()),
+            },
+            b'I' => self.empty(frame),
+            b's' => self.done(tag, frame, |expect| matches!(expect, Expect::Execute { .. })),
+            b'G' => self.copy_in(frame),
+            b'H' | b'c' if self.expect.front().is_some_and(|expect| expect.copies().may_copy_out()) => {
+                let asked = self.expect.front().and_then(Expect::asked);
+                Ok(self.pass(asked, frame, 0)?)
+            }
+            b'N' => match self.expect.front().and_then(Expect::asked) {
+                None => self.unasked(frame),
+                asked => Ok(self.pass(asked, frame, 0)?),
+            },
+            b'A' => self.unasked(frame),
+            b'S' => {
+                backend::parameter_status(body)?;
+                let asked = self.expect.front().and_then(Expect::asked);
+                Ok(self.pass(asked, frame, 0)?)
+            }
+            _ => Err(BackendError::Unexpected { tag }.into()),
+        }
+    }
+
+    /// What the server says unasked, and may carry data: a notification, a notice between statements.
+    fn unasked(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        let needs = self.log.append_answer(NO_REQUEST, frame)?;
+        self.to_agent.push(frame, needs);
+        Ok(())
+    }
+
+    /// CommandComplete: a statement is done, and with the last one of the text the request.
+    fn complete(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Fault> {
+        let tag = backend::command_tag(body)?;
+        match self.expect.front_mut() {
+            Some(Expect::Query { asked, changes, statements, .. }) => {
+                let (asked, statements) = (*asked, *statements);
+                if let Some(changes) = changes.pop_front() {
+                    self.confirm(&changes);
+                }
+                let completed = self.requests.tag(asked.number, tag);
+                self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
+                let needs = if completed < statements { asked.event } else { self.end_request(asked)? };
+                self.to_agent.push(frame, needs);
+                Ok(())
+            }
+            Some(Expect::Execute { asked, .. }) => {
+                let asked = *asked;
+                self.requests.tag(asked.number, tag);
+                self.finish(frame, asked)
+            }
+            _ => Err(BackendError::Unexpected { tag: b'C' }.into()),
+        }
+    }
+
+    /// EmptyQueryResponse.
+    fn empty(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        match self.expect.front_mut() {
+            Some(Expect::Query { asked, changes, .. }) => {
+                let asked = *asked;
+                changes.clear();
+                self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
+                let needs = self.end_request(asked)?;
+                self.to_agent.push(frame, needs);
+                Ok(())
+            }
+            Some(Expect::Execute { asked, .. }) => {
+                let asked = *asked;
+                self.finish(frame, asked)
+            }
+            _ => Err(BackendError::Unexpected { tag: b'I' }.into()),
+        }
+    }
+
+    /// The last message of an Execute: it leaves when the outcome is on the record.
+    fn finish(&mut self, frame: &[u8], asked: Asked) -> Result<(), Fault> {
+        self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
+        let needs = self.end_request(asked)?;
+        self.to_agent.push(frame, needs);
+        self.agent_resumes();
+        if let Some(expect) = self.expect.pop_front() {
+            self.confirm_all(&expect);
+        }
+        Ok(())
+    }
+
+    fn end_request(&mut self, asked: Asked) -> Result<u64, StoreError> {
+        let ended = self.requests.end(&mut self.log, asked.number)?;
+        Ok(ended.max(asked.event))
+    }
+
+    /// A message that ends what stands at the front.
+    fn done(&mut self, tag: u8, frame: &[u8], fits: impl Fn(&Expect) -> bool) -> Result<(), Fault> {
+        let Some(expect) = self.expect.pop_front().filter(fits) else {
+            return Err(BackendError::Unexpected { tag }.into());
+        };
+        match (&expect, expect.asked()) {
+            // A portal was suspended: the next Execute is a request of its own.
+            (Expect::Execute { .. }, Some(asked)) => {
+                self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
+                let needs = self.end_request(asked)?;
+                self.to_agent.push(frame, needs);
+            }
+            (_, asked) => self.pass(asked, frame, 0)?,
+        }
+        if let Expect::Parse { asked, .. } = &expect {
+            self.requests.settle(asked.number);
+        }
+        self.confirm_all(&expect);
+        Ok(())
+    }
+
+    /// RowDescription or NoData: ends a Describe.
+    fn described(&mut self, tag: u8, frame: &[u8]) -> Result<(), Fault> {
+        self.done(tag, frame, |expect| matches!(expect, Expect::Describe { .. }))
+    }
+
+    fn confirm_all(&mut self, expect: &Expect) {
+        let changes: Vec<Changes> = expect.changes().cloned().collect();
+        for changes in &changes {
+            self.confirm(changes);
+        }
+    }
+
+    /// CopyInResponse: from here on the agent's messages are COPY data.
+    fn copy_in(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        match self.expect.front() {
+            Some(expect) if expect.copies().may_copy_in() && self.agent_phase == AgentPhase::AwaitingCopy => {
+                if let Some(asked) = expect.asked() {
+                    self.agent_phase = AgentPhase::CopyIn(asked);
+                    self.pass(Some(asked), frame, 0)?;
+                }
+                Ok(())
+            }
+            _ => Err(BackendError::Unexpected { tag: b'G' }.into()),
+        }
+    }
+
+    /// What waited for COPY, or gave its data, is over.
+    fn agent_resumes(&mut self) {
+        match self.agent_phase {
+            AgentPhase::AwaitingCopy | AgentPhase::CopyIn(_) => self.agent_phase = AgentPhase::Open,
+            AgentPhase::Open | AgentPhase::Skipping | AgentPhase::Closed => {}
+        }
+    }
+
+    /// ErrorResponse: a Query ends with its ReadyForQuery; in the extended protocol all up to Sync is skipped.
+    fn error(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Fault> {
+        let fields = backend::error_fields(body)?;
+        self.agent_resumes();
+        match self.expect.front_mut() {
+            Some(Expect::Query { asked, changes, refused, .. }) => {
+                let (asked, refused) = (*asked, refused.take());
+                changes.clear();
+                self.failed(frame, &fields, Some(asked), refused.as_deref())?;
+                self.restart_names();
+                Ok(())
+            }
+            Some(Expect::StandIn { asked, answer }) => {
+                let (asked, answer) = (*asked, answer.clone());
+                self.failed(frame, &fields, asked, Some(&answer))?;
+                self.skip_to_sync()
+            }
+            Some(expect) => {
+                let asked = match expect {
+                    Expect::Sync { last } => Some(Asked { number: *last, event: self.log.appended() }),
+                    other => other.asked(),
+                };
+                self.failed(frame, &fields, asked, None)?;
+                self.skip_to_sync()
+            }
+            // The server ends an idle session: timeout, shutdown.
+            None => {
+                self.pass(None, frame, 0)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes an error on, or what replaces it, behind the outcome of its request.
+    fn failed(
+        &mut self,
+        frame: &[u8],
+        fields: &ErrorFields,
+        asked: Option<Asked>,
+        instead: Option<&crate::protocol::postgres::answer::ErrorAnswer>,
+    ) -> Result<(), Fault> {
+        let own = instead.filter(|_| !fields.fatal && STAND_IN_FAILS.contains(&fields.sqlstate.as_str()));
+        let replaced = own.map(crate::protocol::postgres::answer::ErrorAnswer::to_bytes);
+        let bytes = replaced.as_deref().unwrap_or(frame);
+        let (sqlstate, message) = match own {
+            Some(answer) => (answer.sqlstate, answer.message.as_str()),
+            None => (fields.sqlstate.as_str(), fields.message.as_str()),
+        };
+        let Some(asked) = asked else {
+            self.pass(None, bytes, 0)?;
+            return Ok(());
+        };
+        self.requests.fail(asked.number, sqlstate, message);
+        self.requests.answer(&mut self.log, asked.number, bytes, 0, self.limits.answer_bytes)?;
+        let needs = self.end_request(asked)?.max(self.log.appended());
+        self.to_agent.push(bytes, needs);
+        Ok(())
+    }
+
+    /// The server reads and drops all up to the next Sync: what was expected of it will not be answered.
+    fn skip_to_sync(&mut self) -> Result<(), Fault> {
+        while let Some(expect) = self.expect.front() {
+            if let Expect::Sync { .. } = expect {
+                break;
+            }
+            if let Some(asked) = expect.asked() {
+                self.requests.fail(asked.number, "", "skipped: an earlier message of the pipeline failed");
+                self.requests.end(&mut self.log, asked.number)?;
+            }
+            self.expect.pop_front();
+        }
+        if self.expect.is_empty() {
+            // Sync is still to come from the agent; the server skips, so may we.
+            self.agent_phase = match self.agent_phase {
+                AgentPhase::Open | AgentPhase::Skipping | AgentPhase::AwaitingCopy | AgentPhase::CopyIn(_) => {
+                    AgentPhase::Skipping
+                }
+                AgentPhase::Closed => AgentPhase::Closed,
+            };
+        }
+        self.restart_names();
+        Ok(())
+    }
+
+    /// ReadyForQuery: leaves behind all that was recorded before it.
+    fn ready(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        match self.expect.pop_front() {
+            Some(Expect::Query { asked, .. }) => {
+                self.end_request(asked)?;
+            }
+            Some(Expect::Sync { last }) => self.requests.end_up_to(&mut self.log, last)?,
+            _ => return Err(BackendError::Unexpected { tag: b'Z' }.into()),
+        }
+        self.agent_resumes();
+        self.to_agent.push(frame, self.log.appended());
+        Ok(())
+    }
+}

@@ -1,0 +1,401 @@
+//! One session after start-up, without I/O: bytes of either side in, bytes for either side out, each behind what it needs
+//! on the record.
+//!
+//! ```text
+//!   agent ──► from_agent ──► judge ──► to_server ══gate══► server
+//!   agent ◄══gate══ to_agent ◄── from_server ◄───────────── server
+//!                        │              │
+//!                        └── SessionLog ┘  requests, answers, outcomes
+//! ```
+//!
+//! The server must stay in the state that a PostgreSQL error leaves, also where Weir refuses. So a refused message is
+//! replaced by a stand-in that fails on the server with no other effect, and the server's error is replaced by Weir's:
+//! transactions fail and pipelines skip to Sync on both sides alike.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::BytesMut;
+
+use super::{
+    answer::{self, ErrorAnswer},
+    backend::BackendError,
+    frame::{FrameError, Header, MessageLimit},
+    frontend::FrontendError,
+    gate::Gate,
+};
+use crate::{
+    policy::Decision,
+    record::{Event, Receipt, SessionEnd, SessionLog, StoreError},
+    sql::Reading,
+};
+
+mod answers;
+mod expect;
+mod names;
+mod requests;
+mod statements;
+#[cfg(test)]
+mod tests;
+
+use expect::{Expect, Portal, Prepared};
+use names::Names;
+use requests::Requests;
+
+/// Who understands and decides: the world as the machine sees it.
+pub trait Judge {
+    /// Understands a text under the names that the session may have.
+    ///
+    /// # Errors
+    /// [`Unread::NotYet`] when something must be fetched first; the machine asks again with the same text.
+    fn read(&mut self, sql: &str) -> Result<Arc<Reading>, Unread>;
+
+    /// Decides a text, with the readings of what it executes or fetches from by name.
+    fn decide(&mut self, reading: &Arc<Reading>, named: &[Arc<Reading>]) -> Arc<Judgement>;
+
+    /// The text is about to be forwarded: what it may do to names counts from now on.
+    ///
+    /// # Errors
+    /// A limit that the session has reached.
+    fn forwarding(&mut self, reading: &Reading) -> Result<(), String>;
+
+    /// The text as the record may keep it.
+    fn redact(&self, sql: &str, reading: &Reading) -> Option<String>;
+
+    /// Whether the agent's identity still stands.
+    ///
+    /// # Errors
+    /// Why it does not; ends the session.
+    fn standing(&self) -> Result<(), ErrorAnswer>;
+
+    /// How a refused agent may ask.
+    fn hint(&self) -> &str;
+}
+
+/// A text that has no reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unread {
+    /// The catalogue must be fetched first.
+    NotYet,
+}
+
+/// A decision with what it was made of, for the record.
+#[derive(Debug)]
+pub struct Judgement {
+    /// The decision.
+    pub decision: Decision,
+    /// Each access in a line for people.
+    pub accesses: Vec<Arc<str>>,
+}
+
+/// Limits of one session.
+#[derive(Debug, Clone, Copy)]
+pub struct MachineLimits {
+    /// Largest message from the agent, COPY data left out.
+    pub message_bytes: usize,
+    /// Largest message from the server.
+    pub server_message_bytes: usize,
+    /// Largest statement.
+    pub statement_bytes: usize,
+    /// Messages that wait for the server's answer.
+    pub pipeline: usize,
+    /// Prepared statements and portals.
+    pub names: usize,
+    /// Bytes of one answer that are recorded.
+    pub answer_bytes: u64,
+}
+
+/// Bytes of statement text that one session's prepared statements and portals may hold.
+const KEPT_TEXT_BYTES: usize = 64 << 20;
+/// Messages from the server that are looked at whole: errors, notices, row descriptions.
+const WHOLE_MESSAGE_BYTES: usize = 16 << 20;
+/// A gate that holds more stops the reading of the other side.
+const GATE_BYTES: usize = 256 * 1024;
+
+/// Why a session cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The agent broke the protocol or a limit.
+    #[error("{0}")]
+    Agent(#[from] FrontendError),
+    /// The agent's frame cannot be.
+    #[error("{0}")]
+    AgentFrame(FrameError),
+    /// A message where the protocol has no place for it.
+    #[error("a message of type `{}` came while COPY data was expected", tag.escape_ascii())]
+    InCopy {
+        /// Its type.
+        tag: u8,
+    },
+    /// The server broke the protocol or a limit.
+    #[error("the server sent what it may not: {0}")]
+    Server(#[from] BackendError),
+    /// The server's frame cannot be.
+    #[error("the server sent what it may not: {0}")]
+    ServerFrame(FrameError),
+    /// The record cannot be written.
+    #[error("{0}")]
+    Record(#[from] StoreError),
+    /// The identity ended.
+    #[error("{}", .0.message)]
+    Standing(Box<ErrorAnswer>),
+}
+
+/// How far the machine came with what it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes that were used up; the rest is to be given again, with more behind it.
+    pub bytes: usize,
+    /// Why it stopped before the end.
+    pub stop: Stop,
+}
+
+/// Why the machine did not use all bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The last message is not whole.
+    More,
+    /// Something must be answered or written first.
+    Busy,
+    /// The catalogue must be fetched first.
+    Catalog,
+    /// The agent said goodbye.
+    Closed,
+}
+
+/// The state of one session.
+#[derive(Debug)]
+pub struct Machine<J> {
+    judge: J,
+    log: SessionLog,
+    limits: MachineLimits,
+    to_server: Gate,
+    to_agent: Gate,
+    expect: VecDeque<Expect>,
+    requests: Requests,
+    statements: Names<Arc<Prepared>>,
+    portals: Names<Arc<Portal>>,
+    /// Text held by `statements` and `portals`.
+    kept_text: Arc<AtomicUsize>,
+    agent_phase: AgentPhase,
+    /// A message that streams through: what is left of its body.
+    agent_body: usize,
+    server_body: usize,
+    /// A name that no prepared statement has: describing it is the stand-in of a refused message.
+    no_such_name: String,
+}
+
+/// What the agent's next message may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AgentPhase {
+    /// Any message.
+    Open,
+    /// A message was refused: all up to Sync is skipped, as the server would.
+    Skipping,
+    /// A statement that may ask for COPY data was forwarded: the server decides first how the next message is read.
+    AwaitingCopy,
+    /// The server asked for COPY data for this request.
+    CopyIn(requests::Asked),
+    /// Terminate came.
+    Closed,
+}
+
+impl<J: Judge> Machine<J> {
+    /// A session whose agent has seen ReadyForQuery. `nonce` is 32 hex digits that the agent cannot guess.
+    pub fn new(judge: J, log: SessionLog, limits: MachineLimits, nonce: &str) -> Self {
+        Self {
+            judge,
+            log,
+            limits,
+            to_server: Gate::default(),
+            to_agent: Gate::default(),
+            expect: VecDeque::new(),
+            requests: Requests::default(),
+            statements: Names::default(),
+            portals: Names::default(),
+            kept_text: Arc::default(),
+            agent_phase: AgentPhase::Open,
+            agent_body: 0,
+            server_body: 0,
+            no_such_name: format!("weir refused this {nonce}"),
+        }
+    }
+
+    /// What goes to the server.
+    pub const fn to_server(&mut self) -> &mut Gate {
+        &mut self.to_server
+    }
+
+    /// What goes to the agent.
+    pub const fn to_agent(&mut self) -> &mut Gate {
+        &mut self.to_agent
+    }
+
+    /// The session's record.
+    pub const fn log(&mut self) -> &mut SessionLog {
+        &mut self.log
+    }
+
+    /// The judge.
+    pub const fn judge(&mut self) -> &mut J {
+        &mut self.judge
+    }
+
+    /// Whether more of the agent's bytes should be read now.
+    pub fn wants_agent(&self) -> bool {
+        self.agent_phase != AgentPhase::Closed && self.to_server.held() < GATE_BYTES
+    }
+
+    /// Whether more of the server's bytes should be read now.
+    pub fn wants_server(&self) -> bool {
+        self.to_agent.held() < GATE_BYTES
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.expect.is_empty() && self.to_agent.held() == 0 && self.to_server.held() == 0
+    }
+
+    /// The event that something waits for, if anything does.
+    pub fn waits_for(&self) -> Option<u64> {
+        match (self.to_server.waits_for(), self.to_agent.waits_for()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Opens both gates as far as the receipt goes.
+    pub fn release(&mut self, receipt: &Receipt) {
+        self.to_server.release(receipt);
+        self.to_agent.release(receipt);
+    }
+
+    /// Takes bytes from the agent.
+    ///
+    /// # Errors
+    /// What ends the session.
+    pub fn from_agent(&mut self, input: &[u8]) -> Result<Taken, Fault> {
+        let mut used = 0;
+        loop {
+            let rest = input.get(used..).unwrap_or_default();
+            if self.agent_phase == AgentPhase::Closed {
+                return Ok(Taken { bytes: input.len(), stop: Stop::Closed });
+            }
+            if self.agent_body > 0 {
+                let part = rest.get(..self.agent_body.min(rest.len())).unwrap_or_default();
+                self.copy_part(part)?;
+                used += part.len();
+                self.agent_body -= part.len();
+                if self.agent_body > 0 {
+                    return Ok(Taken { bytes: used, stop: Stop::More });
+                }
+                continue;
+            }
+            if self.agent_phase == AgentPhase::AwaitingCopy
+                || self.expect.len() >= self.limits.pipeline
+                || self.to_server.held() >= GATE_BYTES
+            {
+                return Ok(Taken { bytes: used, stop: Stop::Busy });
+            }
+            let limit = MessageLimit { bytes: self.limits.message_bytes, name: "limits.message_bytes" };
+            let Some(header) = Header::decode(rest, limit).map_err(Fault::AgentFrame)? else {
+                return Ok(Taken { bytes: used, stop: Stop::More });
+            };
+            if header.tag == b'd' {
+                // COPY data streams: its header now, its body as it comes.
+                let head = rest.get(..super::frame::HEADER).unwrap_or_default();
+                self.copy_part(head)?;
+                used += head.len();
+                self.agent_body = header.body;
+                continue;
+            }
+            let Some(frame) = rest.get(..header.frame()) else {
+                return Ok(Taken { bytes: used, stop: Stop::More });
+            };
+            if !self.message(header.tag, frame)? {
+                return Ok(Taken { bytes: used, stop: Stop::Catalog });
+            }
+            used += frame.len();
+        }
+    }
+
+    /// To be called when both sides have been read dry: what waits for the record is handed to it.
+    pub fn settle(&mut self) {
+        if self.waits_for().is_some_and(|event| event > self.log.durable()) {
+            self.log.commit();
+        }
+    }
+
+    /// Ends the session on the record.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn end(&mut self, reason: &str) -> Result<(), StoreError> {
+        let requests_ended = self.requests.end_all(&mut self.log, "", reason);
+        let end = SessionEnd {
+            session: self.log.id(),
+            reason: reason.to_owned(),
+            requests: self.requests.count(),
+            refused: self.requests.refused,
+            rows: self.requests.rows,
+            bytes: self.requests.bytes,
+        };
+        let ended = self.log.append(&Event::SessionEnd(end));
+        self.log.commit();
+        requests_ended.and(ended.map(drop))
+    }
+
+    /// Queues an error that ends the session, behind all that is on its way to the agent.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn say_fatal(&mut self, answer: &ErrorAnswer) {
+        let needs = self.log.appended();
+        self.to_agent.push(&answer.to_bytes(), needs);
+    }
+
+    /// Tells the server goodbye.
+    pub fn say_goodbye(&mut self) {
+        let mut bytes = BytesMut::new();
+        answer::terminate(&mut bytes);
+        self.to_server.push(&bytes, 0);
+    }
+
+    /// Forgets the names of what the server skips after an error, and keeps those behind the next Sync.
+    fn restart_names(&mut self) {
+        let statements: Vec<_> =
+            self.expect.iter().flat_map(Expect::changes).filter_map(|changes| changes.statement.clone()).collect();
+        let portals: Vec<_> =
+            self.expect.iter().flat_map(Expect::changes).filter_map(|changes| changes.portal.clone()).collect();
+        self.statements.restart(statements);
+        self.portals.restart(portals);
+    }
+
+    fn confirm(&mut self, changes: &expect::Changes) {
+        if changes.statement.is_some() {
+            self.statements.confirm();
+        }
+        if changes.portal.is_some() {
+            self.portals.confirm();
+        }
+    }
+
+    fn note_changes(&mut self, changes: &expect::Changes) {
+        if let Some(change) = &changes.statement {
+            self.statements.expect(change.clone());
+        }
+        if let Some(change) = &changes.portal {
+            self.portals.expect(change.clone());
+        }
+    }
+
+    fn keep_text(&self, bytes: usize) -> expect::Weight {
+        self.kept_text.fetch_add(bytes, Ordering::Relaxed);
+        expect::Weight::new(self.kept_text.clone(), bytes)
+    }
+}

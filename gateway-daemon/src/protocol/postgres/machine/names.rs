@@ -1,0 +1,209 @@
+//! Which prepared statement or portal a name means, when the messages that made it are still on their way.
+//!
+//! A pipelining agent names what it has not seen confirmed. Under the hypothesis that all before it succeeds, the newest
+//! definition counts; when the server reports an error instead, it skips to the next Sync and what it skipped never was.
+//! So definitions are pending until their message is answered, confirmed in that order, and forgotten by an error.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+/// Names of one kind and what they mean.
+#[derive(Debug)]
+pub(super) struct Names<T> {
+    confirmed: HashMap<Arc<str>, T>,
+    /// In the order of the messages; `index` has the same by name.
+    pending: VecDeque<Change<T>>,
+    index: HashMap<Arc<str>, VecDeque<Option<T>>>,
+    /// Pending changes that forget all names, newest last: what is older than one of them does not count.
+    wiped: usize,
+}
+
+/// What one message does to the names of one kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change<T> {
+    /// Defines a name.
+    Define(Arc<str>, T),
+    /// Forgets a name.
+    Forget(Arc<str>),
+    /// Forgets all names.
+    ForgetAll,
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self { confirmed: HashMap::new(), pending: VecDeque::new(), index: HashMap::new(), wiped: 0 }
+    }
+}
+
+impl<T: Clone> Names<T> {
+    /// What the name will mean when the server comes to a message sent now, as far as no error comes before it.
+    pub(super) fn get(&self, name: &str) -> Option<T> {
+        if self.wiped > 0 {
+            return self.get_behind_wipe(name);
+        }
+        match self.index.get(name).and_then(VecDeque::back) {
+            Some(change) => change.clone(),
+            None => self.confirmed.get(name).cloned(),
+        }
+    }
+
+    /// The slow way, for the rare case that a DISCARD or DEALLOCATE ALL is on its way.
+    fn get_behind_wipe(&self, name: &str) -> Option<T> {
+        for change in self.pending.iter().rev() {
+            match change {
+                Change::Define(defined, value) if &**defined == name => return Some(value.clone()),
+                Change::Forget(forgotten) if &**forgotten == name => return None,
+                Change::ForgetAll => return None,
+                Change::Define(..) | Change::Forget(_) => {}
+            }
+        }
+        self.confirmed.get(name).cloned()
+    }
+
+    /// Names known or on their way: what the limit counts.
+    pub(super) fn len(&self) -> usize {
+        self.confirmed.len() + self.pending.len()
+    }
+
+    /// A message with this change was forwarded.
+    pub(super) fn expect(&mut self, change: Change<T>) {
+        match &change {
+            Change::Define(name, value) => {
+                self.index.entry(name.clone()).or_default().push_back(Some(value.clone()));
+            }
+            Change::Forget(name) => self.index.entry(name.clone()).or_default().push_back(None),
+            Change::ForgetAll => self.wiped += 1,
+        }
+        self.pending.push_back(change);
+    }
+
+    /// The server confirmed the oldest change that is on its way.
+    pub(super) fn confirm(&mut self) {
+        let Some(change) = self.pending.pop_front() else { return };
+        match change {
+            Change::Define(name, value) => {
+                self.unindex(&name);
+                self.confirmed.insert(name, value);
+            }
+            Change::Forget(name) => {
+                self.unindex(&name);
+                self.confirmed.remove(&name);
+            }
+            Change::ForgetAll => {
+                self.wiped -= 1;
+                self.confirmed.clear();
+            }
+        }
+    }
+
+    fn unindex(&mut self, name: &str) {
+        if let Some(changes) = self.index.get_mut(name) {
+            changes.pop_front();
+            if changes.is_empty() {
+                self.index.remove(name);
+            }
+        }
+    }
+
+    /// An error: nothing that is on its way will happen, but for `rest`, which the server has yet to come to.
+    pub(super) fn restart(&mut self, rest: impl IntoIterator<Item = Change<T>>) {
+        self.pending.clear();
+        self.index.clear();
+        self.wiped = 0;
+        for change in rest {
+            self.expect(change);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn define(name: &str, value: u32) -> Change<u32> {
+        Change::Define(name.into(), value)
+    }
+
+    #[test]
+    fn the_newest_definition_counts_before_it_is_confirmed() {
+        let mut names = Names::default();
+        names.expect(define("a", 1));
+        names.expect(define("a", 2));
+        assert_eq!(names.get("a"), Some(2));
+        names.confirm();
+        assert_eq!(names.get("a"), Some(2));
+        names.restart([]);
+        assert_eq!(names.get("a"), Some(1), "the confirmed one stands when the second fails");
+    }
+
+    #[test]
+    fn what_comes_behind_the_next_sync_survives_an_error() {
+        let mut names = Names::default();
+        names.expect(define("a", 1));
+        names.expect(define("b", 2));
+        names.restart([define("b", 2)]);
+        assert_eq!((names.get("a"), names.get("b")), (None, Some(2)));
+        names.confirm();
+        assert_eq!(names.get("b"), Some(2));
+    }
+
+    #[test]
+    fn forgetting_all_hides_what_came_before_and_not_what_comes_after() {
+        let mut names = Names::default();
+        names.expect(define("a", 1));
+        names.confirm();
+        names.expect(define("b", 2));
+        names.expect(Change::ForgetAll);
+        names.expect(define("c", 3));
+        assert_eq!((names.get("a"), names.get("b"), names.get("c")), (None, None, Some(3)));
+        names.restart([]);
+        assert_eq!((names.get("a"), names.get("b"), names.get("c")), (Some(1), None, None));
+    }
+
+    proptest::proptest! {
+        /// The machine's hypothesis against a plain replay of what the server would do.
+        #[test]
+        fn names_mean_what_a_replay_says(ops in proptest::collection::vec((0u8..4, 0u8..3, 0u32..100), 0..60)) {
+            let mut names = Names::default();
+            let mut confirmed: Vec<Change<u32>> = Vec::new();
+            let mut pending: Vec<Change<u32>> = Vec::new();
+            for (op, name, value) in ops {
+                let name: Arc<str> = name.to_string().into();
+                match op {
+                    0 | 1 => {
+                        let change = match value % 5 {
+                            0 => Change::Forget(name.clone()),
+                            1 => Change::ForgetAll,
+                            _ => Change::Define(name.clone(), value),
+                        };
+                        names.expect(change.clone());
+                        pending.push(change);
+                    }
+                    2 if !pending.is_empty() => {
+                        names.confirm();
+                        confirmed.push(pending.remove(0));
+                    }
+                    2 => {}
+                    _ => {
+                        let rest = pending.split_off(pending.len() / 2);
+                        names.restart(rest.clone());
+                        pending = rest;
+                    }
+                }
+                let mut replay = HashMap::new();
+                for change in confirmed.iter().chain(&pending) {
+                    match change {
+                        Change::Define(name, value) => drop(replay.insert(name.clone(), *value)),
+                        Change::Forget(name) => drop(replay.remove(name)),
+                        Change::ForgetAll => replay.clear(),
+                    }
+                }
+                for name in ["0", "1", "2"] {
+                    proptest::prop_assert_eq!(names.get(name), replay.get(name).copied());
+                }
+            }
+        }
+    }
+}

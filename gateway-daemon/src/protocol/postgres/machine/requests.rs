@@ -1,0 +1,209 @@
+//! The requests of one session on the record: from the event that asks to the one that says how it ended.
+
+use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Instant};
+
+use aws_lc_rs::digest;
+
+use crate::{
+    policy::Decision,
+    record::{DecisionRecord, Event, Outcome, Request, RequestKind, SessionLog, StoreError},
+};
+
+/// Requests that were asked for and have not ended.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    /// Numbers rise by one from front to back.
+    live: VecDeque<Live>,
+    last: u64,
+    /// Refused ones, for the session's end.
+    pub(super) refused: u64,
+    /// Rows and bytes that the agent got.
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+}
+
+/// One request that has not ended.
+#[derive(Debug)]
+struct Live {
+    number: u64,
+    /// The session's event that asked.
+    event: u64,
+    started: Instant,
+    tags: Vec<String>,
+    rows: u64,
+    bytes: u64,
+    digest: Option<digest::Context>,
+    error: Option<(String, String)>,
+    truncated: bool,
+    ended: bool,
+}
+
+/// What is asked for.
+pub(super) struct Ask<'a> {
+    pub(super) kind: RequestKind,
+    pub(super) sql: Cow<'a, str>,
+    pub(super) parameters: Vec<Option<Vec<u8>>>,
+    pub(super) formats: Vec<u16>,
+    pub(super) types: Vec<u32>,
+    pub(super) accesses: &'a [Arc<str>],
+}
+
+/// A request by its number, with the event that asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) number: u64,
+    pub(super) event: u64,
+}
+
+impl Requests {
+    /// Puts a request and its decision on the record (not yet committed).
+    pub(super) fn ask(&mut self, log: &mut SessionLog, ask: Ask<'_>, decision: &Decision) -> Result<Asked, StoreError> {
+        let number = self.last + 1;
+        let allowed = matches!(decision.verdict, crate::policy::Verdict::Allow);
+        let reason = match &decision.verdict {
+            crate::policy::Verdict::Allow => String::new(),
+            crate::policy::Verdict::Deny { what, reason } => format!("{what}: {reason}"),
+        };
+        let event = log.append(&Event::Request(Request {
+            session: log.id(),
+            request: number,
+            kind: ask.kind,
+            sql: ask.sql.into_owned(),
+            parameters: ask.parameters,
+            formats: ask.formats,
+            types: ask.types,
+            accesses: ask.accesses.iter().map(|access| access.to_string()).collect(),
+            decision: DecisionRecord {
+                allowed,
+                policies: decision.policies.iter().map(ToString::to_string).collect(),
+                set: decision.set.0,
+                reason,
+            },
+        }))?;
+        self.last = number;
+        self.refused += u64::from(!allowed);
+        self.live.push_back(Live {
+            number,
+            event,
+            started: Instant::now(),
+            tags: Vec::new(),
+            rows: 0,
+            bytes: 0,
+            digest: None,
+            error: None,
+            truncated: false,
+            ended: false,
+        });
+        Ok(Asked { number, event })
+    }
+
+    /// How many requests were made.
+    pub(super) const fn count(&self) -> u64 {
+        self.last
+    }
+
+    /// A part of the answer to a request goes to the agent: gives the event that has it, 0 when it is not kept.
+    pub(super) fn answer(
+        &mut self,
+        log: &mut SessionLog,
+        number: u64,
+        bytes: &[u8],
+        rows: u64,
+        limit: u64,
+    ) -> Result<u64, StoreError> {
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.rows += rows;
+        self.bytes += length;
+        let Some(live) = self.find(number) else { return log.append_answer(number, bytes) };
+        live.rows += rows;
+        live.bytes += length;
+        live.digest.get_or_insert_with(|| digest::Context::new(&digest::SHA256)).update(bytes);
+        // Whole or not at all: what is cut in a message could not be shown.
+        if live.truncated || live.bytes > limit {
+            live.truncated = true;
+            return Ok(0);
+        }
+        log.append_answer(number, bytes)
+    }
+
+    /// A statement of the request completed with this tag.
+    pub(super) fn tag(&mut self, number: u64, tag: &str) -> usize {
+        match self.find(number) {
+            Some(live) => {
+                live.tags.push(tag.to_owned());
+                live.tags.len()
+            }
+            None => 0,
+        }
+    }
+
+    /// The request failed.
+    pub(super) fn fail(&mut self, number: u64, sqlstate: &str, message: &str) {
+        if let Some(live) = self.find(number) {
+            live.error = Some((sqlstate.to_owned(), message.to_owned()));
+        }
+    }
+
+    /// The request ended: gives the event that says so, 0 when it had ended before.
+    pub(super) fn end(&mut self, log: &mut SessionLog, number: u64) -> Result<u64, StoreError> {
+        let session = log.id();
+        let Some(live) = self.find(number).filter(|live| !live.ended) else { return Ok(0) };
+        live.ended = true;
+        let digest = match live.digest.take() {
+            Some(context) => context.finish(),
+            None => digest::digest(&digest::SHA256, b""),
+        };
+        let outcome = Outcome {
+            session,
+            request: number,
+            tags: std::mem::take(&mut live.tags),
+            rows: live.rows,
+            bytes: live.bytes,
+            digest: digest.as_ref().try_into().unwrap_or_default(),
+            truncated: live.truncated,
+            error: live.error.take(),
+            duration: live.started.elapsed(),
+        };
+        self.drop_ended();
+        log.append(&Event::Outcome(outcome))
+    }
+
+    fn drop_ended(&mut self) {
+        while self.live.front().is_some_and(|live| live.ended) {
+            self.live.pop_front();
+        }
+    }
+
+    /// The request is over and says nothing more: a Parse that the server took.
+    pub(super) fn settle(&mut self, number: u64) {
+        if let Some(live) = self.find(number) {
+            live.ended = true;
+        }
+        self.drop_ended();
+    }
+
+    /// Ends every request up to `number` that has not ended.
+    pub(super) fn end_up_to(&mut self, log: &mut SessionLog, number: u64) -> Result<(), StoreError> {
+        while let Some(next) = self.live.iter().find(|live| !live.ended).map(|live| live.number)
+            && next <= number
+        {
+            self.end(log, next)?;
+        }
+        Ok(())
+    }
+
+    /// Ends all that has not ended, with the same error: the session is over.
+    pub(super) fn end_all(&mut self, log: &mut SessionLog, sqlstate: &str, message: &str) -> Result<(), StoreError> {
+        while let Some(number) = self.live.iter().find(|live| !live.ended).map(|live| live.number) {
+            self.fail(number, sqlstate, message);
+            self.end(log, number)?;
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, number: u64) -> Option<&mut Live> {
+        let first = self.live.front()?.number;
+        let at = usize::try_from(number.checked_sub(first)?).ok()?;
+        self.live.get_mut(at)
+    }
+}
