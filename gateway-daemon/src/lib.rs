@@ -25,6 +25,8 @@ pub mod cli;
 
 pub mod config;
 
+pub mod secret;
+
 pub mod daemon;
 
 pub mod show;

@@ -1,0 +1,265 @@
+//! The tokio part: TCP, the request for TLS, the handshake, and the loop around [`super::startup`].
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
+};
+use tokio_rustls::{TlsConnector, client};
+
+use super::{
+    AuthKind, BackendKey, Greeting, StartupParameters, Upstream, UpstreamSettings, UpstreamStream,
+    binding::tls_server_end_point,
+    error::{Failure, Phase, UpstreamError},
+    roots::TlsMode,
+    startup::{Means, Progress, Startup, Transport},
+    verify::certificate_fault,
+};
+use crate::secret::Credential;
+
+/// SSLRequest: its length and code 1234.5679.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// CancelRequest: its length and code 1234.5678.
+const CANCEL_REQUEST: [u8; 8] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e];
+
+/// Idle time after which TCP asks whether the server is still there, and the time between further questions.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_COUNT: u32 = 6;
+
+/// How much is read at once before ReadyForQuery.
+const READ: usize = 4096;
+
+/// Connects to `address` and brings the connection to ReadyForQuery.
+///
+/// # Errors
+/// What failed, on which connection; [`Failure::help`] says what to do.
+pub async fn connect(
+    settings: &UpstreamSettings,
+    address: SocketAddr,
+    parameters: &StartupParameters,
+) -> Result<Upstream, UpstreamError> {
+    let clock = Clock::start(settings.deadline);
+    establish(settings, &clock, address, parameters)
+        .await
+        .map_err(|failure| settings.error(address, failure))
+}
+
+/// Asks the server at `address` to cancel what the backend of `key` is doing. The server says neither whether the
+/// key was right nor whether there was anything to cancel; it has taken note when this returns.
+///
+/// # Errors
+/// The server could not be asked.
+pub async fn cancel(
+    settings: &UpstreamSettings,
+    address: SocketAddr,
+    key: BackendKey,
+) -> Result<(), UpstreamError> {
+    let clock = Clock::start(settings.deadline);
+    let ask = async {
+        let (mut stream, _) = open(settings, &clock, address).await?;
+        let mut request = CANCEL_REQUEST.to_vec();
+        request.extend_from_slice(&key.process.to_be_bytes());
+        request.extend_from_slice(&key.secret.to_be_bytes());
+        clock.write(Phase::Cancel, &mut stream, &request).await?;
+        // The server closes when the signal is sent. Some cut without closing TLS, which is no failure here.
+        let mut rest = [0; 64];
+        let end = clock.run(Phase::Cancel, async { Ok(stream.read(&mut rest).await) }).await?;
+        match end {
+            Ok(0) | Err(_) => Ok(()),
+            Ok(_) => Err(Failure::Unexpected { tag: char::from(rest[0]), phase: Phase::Cancel }),
+        }
+    };
+    ask.await.map_err(|failure| settings.error(address, failure))
+}
+
+impl UpstreamSettings {
+    fn error(&self, address: SocketAddr, failure: Failure) -> UpstreamError {
+        UpstreamError { connection: Arc::clone(&self.connection), address, failure }
+    }
+}
+
+async fn establish(
+    settings: &UpstreamSettings,
+    clock: &Clock,
+    address: SocketAddr,
+    parameters: &StartupParameters,
+) -> Result<Upstream, Failure> {
+    let credential = match &settings.credential {
+        None => None,
+        Some(source) => {
+            let current = async { source.current().await.map_err(Failure::Credential) };
+            Some(clock.run(Phase::Credential, current).await?)
+        }
+    };
+    let (mut stream, transport) = open(settings, clock, address).await?;
+    let means = means(settings, credential.as_deref(), transport);
+    let user = Arc::clone(&means.user);
+    let (startup, packet) = Startup::new(means, parameters)?;
+    let outcome = converse(clock, startup, &packet, &mut stream).await;
+    if let (Some(source), Some(used), Err(failure)) = (&settings.credential, &credential, &outcome)
+        && failure.is_wrong_password()
+    {
+        source.discard(used); // it may have been changed since it was read
+    }
+    let (authenticated, greeting, leftover) = outcome?;
+    Ok(Upstream { stream, greeting, address, user, authenticated, leftover })
+}
+
+fn means(
+    settings: &UpstreamSettings,
+    credential: Option<&Credential>,
+    transport: Transport,
+) -> Means {
+    let named = credential.and_then(|credential| credential.user.as_deref()).map(Arc::from);
+    Means {
+        user: named.unwrap_or_else(|| Arc::clone(&settings.user)),
+        password: credential.map(|credential| credential.password.clone()),
+        transport,
+        channel_binding: settings.channel_binding,
+    }
+}
+
+/// The loop around [`Startup`].
+async fn converse(
+    clock: &Clock,
+    mut startup: Startup,
+    packet: &[u8],
+    stream: &mut UpstreamStream,
+) -> Result<(AuthKind, Greeting, BytesMut), Failure> {
+    clock.write(startup.phase(), stream, packet).await?;
+    let mut buf = BytesMut::with_capacity(READ);
+    loop {
+        match startup.receive(&mut buf)? {
+            Progress::Ready(authenticated, greeting) => return Ok((authenticated, greeting, buf)),
+            Progress::Send(bytes) => clock.write(startup.phase(), stream, &bytes).await?,
+            Progress::More => {
+                buf.reserve(READ);
+                let phase = startup.phase();
+                let count = clock.run(phase, broken(phase, stream.read_buf(&mut buf))).await?;
+                if count == 0 {
+                    return Err(Failure::Closed { phase });
+                }
+            }
+        }
+    }
+}
+
+/// A connection on which the StartupMessage or a CancelRequest may be sent.
+async fn open(
+    settings: &UpstreamSettings,
+    clock: &Clock,
+    address: SocketAddr,
+) -> Result<(UpstreamStream, Transport), Failure> {
+    let connecting = async { TcpStream::connect(address).await.map_err(Failure::Connect) };
+    let mut tcp = clock.run(Phase::Tcp, connecting).await?;
+    keep_alive(&tcp).map_err(Failure::Connect)?;
+    let mode = settings.tls.mode();
+    let Some(config) = settings.tls.config() else {
+        return Ok((UpstreamStream::Plain(tcp), Transport::Plain));
+    };
+    let host = Arc::clone(&settings.host);
+    let name = ServerName::try_from(host.to_string()).map_err(|_| Failure::HostName { host })?;
+    request_tls(clock, mode, &mut tcp).await?;
+    let connector = TlsConnector::from(Arc::clone(config));
+    let shake = async {
+        connector.connect(name, tcp).await.map_err(|error| handshake_failure(mode, error))
+    };
+    let tls = clock.run(Phase::TlsHandshake, shake).await?;
+    let end_point = end_point(&tls);
+    Ok((UpstreamStream::Tls(Box::new(tls)), Transport::Tls { mode, end_point }))
+}
+
+/// SSLRequest and its answer, which is one byte and nothing else.
+async fn request_tls(clock: &Clock, mode: TlsMode, tcp: &mut TcpStream) -> Result<(), Failure> {
+    let phase = Phase::TlsRequest;
+    clock.run(phase, broken(phase, tcp.write_all(&SSL_REQUEST))).await?;
+    // More than a byte is read so that what was sent behind it is seen, and refused, here.
+    let mut answer = [0; 64];
+    let count = clock.run(phase, broken(phase, tcp.read(&mut answer))).await?;
+    let [first, ..] = answer;
+    match (count, first) {
+        (0, _) => Err(Failure::Closed { phase }),
+        (1, b'S') => Ok(()),
+        (more, b'S') => Err(Failure::Stuffed { count: more.saturating_sub(1) }),
+        (_, b'N') => Err(Failure::NoTls { mode }),
+        (_, byte) => Err(Failure::TlsAnswer { byte }),
+    }
+}
+
+fn end_point(tls: &client::TlsStream<TcpStream>) -> Option<Vec<u8>> {
+    let (_, session) = tls.get_ref();
+    session.peer_certificates()?.first().and_then(|certificate| tls_server_end_point(certificate))
+}
+
+fn handshake_failure(mode: TlsMode, error: io::Error) -> Failure {
+    let fault = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        .and_then(certificate_fault);
+    match fault {
+        Some(fault) => Failure::Certificate { mode, fault },
+        None => Failure::Handshake(error),
+    }
+}
+
+fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    tcp.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(tcp, KEEPALIVE_COUNT)?;
+    Ok(())
+}
+
+/// One deadline for many steps, each of which is named when it is the one that took too long.
+pub(super) struct Clock {
+    until: Instant,
+    limit: Duration,
+}
+
+impl Clock {
+    pub(super) fn start(limit: Duration) -> Self {
+        let now = Instant::now();
+        // A limit beyond what the clock can count is a year.
+        let until = now.checked_add(limit).unwrap_or(now + Duration::from_secs(365 * 24 * 3600));
+        Self { until, limit }
+    }
+
+    pub(super) async fn run<T>(
+        &self,
+        phase: Phase,
+        step: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout_at(self.until, step).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Deadline { phase, limit: self.limit }),
+        }
+    }
+
+    pub(super) async fn write(
+        &self,
+        phase: Phase,
+        stream: &mut UpstreamStream,
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let write = async {
+            stream.write_all(bytes).await?;
+            stream.flush().await
+        };
+        self.run(phase, broken(phase, write)).await
+    }
+}
+
+pub(super) async fn broken<T>(
+    phase: Phase,
+    io: impl Future<Output = io::Result<T>>,
+) -> Result<T, Failure> {
+    io.await.map_err(|source| Failure::Broken { phase, source })
+}
