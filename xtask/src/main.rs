@@ -1,3 +1,46 @@
-//! Builds, tests and shows Weir: `cargo xtask --help`.
+//! Builds, tests, measures and shows Weir: `cargo xtask --help`. CI runs nothing that isn't a verb here.
 
-fn main() {}
+mod build;
+mod lint;
+mod long;
+mod paths;
+mod process;
+mod servers;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Build, test, measure and show Weir
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building and testing need, and say why; quick when all is there
+    Setup,
+    /// Build the complete `weir` for use: target/release/weir
+    Build,
+    /// Run every test, against real servers that are started for it
+    Test(test::Options),
+    /// Run what takes longer than CI may: the tests whose names contain NAME, with their long counts
+    Long(long::Options),
+    /// Check format, lints (the eBPF crate's too), licences and dependencies
+    Lint,
+}
+
+fn main() -> Result<()> {
+    process::watch_signals()?;
+    match Cli::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Build => build::run(),
+        Verb::Test(options) => test::run(&options),
+        Verb::Long(options) => long::run(&options),
+        Verb::Lint => lint::run(),
+    }
+}

@@ -4,7 +4,7 @@ mod event;
 mod receipt;
 
 pub use event::{
-    AdminEvent, Answer, DecisionRecord, Event, KernelRefusal, Outcome, Request, RequestKind, SessionEnd, SessionId,
-    SessionStart,
+    AdminEvent, Answer, DecisionRecord, Event, KernelRefusal, Outcome, Request, RequestKind,
+    SessionEnd, SessionId, SessionStart,
 };
 pub use receipt::Receipt;
