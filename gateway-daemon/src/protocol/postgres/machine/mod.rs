@@ -78,10 +78,17 @@ pub trait Judge {
 }
 
 /// A text that has no reading.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Unread {
     /// The catalogue must be fetched first.
     NotYet,
+    /// It cannot be read, so it is refused.
+    Never {
+        /// What the agent is told.
+        answer: Box<ErrorAnswer>,
+        /// The text as the record may keep it.
+        kept: String,
+    },
 }
 
 /// A decision with what it was made of, for the record.

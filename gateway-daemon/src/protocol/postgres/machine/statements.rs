@@ -11,7 +11,7 @@ use super::{
     requests::{Ask, Asked},
 };
 use crate::{
-    policy::{Clearance, Refusal},
+    policy::{Clearance, Decision, PolicySetId, Refusal, Verdict},
     protocol::postgres::{
         answer::{self, ErrorAnswer, LIMIT, REFUSED, Severity},
         frame::HEADER,
@@ -25,12 +25,19 @@ use crate::{
 /// place of a refused Query.
 const REFUSED_QUERY: &str = "!weir refused this statement";
 
-/// Why a message of the extended protocol is not forwarded.
+/// What became of a Parse.
 enum Turn {
-    /// Forwarded.
-    Forward(Clearance, Asked),
-    /// Refused, with what the agent is told.
-    Refuse(ErrorAnswer, Option<Asked>),
+    Forward(Clearance, Asked, Changes),
+    Refuse(ErrorAnswer, Asked),
+    /// The catalogue must be fetched first.
+    NotYet,
+}
+
+/// What became of a text.
+enum Text {
+    Read(Arc<Reading>),
+    /// Refused unread; it is on the record.
+    Refused(ErrorAnswer, Asked),
     /// The catalogue must be fetched first.
     NotYet,
 }
@@ -82,12 +89,14 @@ impl<J: Judge> Machine<J> {
 
     fn query(&mut self, sql: &str, frame: &[u8]) -> Result<bool, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
-        if let Some(answer) = self.too_long(sql) {
-            let asked = self.ask_unread(RequestKind::Simple, sql, &answer)?;
-            self.refuse_query(asked, answer);
-            return Ok(true);
-        }
-        let Ok(reading) = self.judge.read(sql) else { return Ok(false) };
+        let reading = match self.read(RequestKind::Simple, sql)? {
+            Text::Read(reading) => reading,
+            Text::NotYet => return Ok(false),
+            Text::Refused(answer, asked) => {
+                self.refuse_query(asked, answer);
+                return Ok(true);
+            }
+        };
         let (judgement, missing) = self.judge_named(&reading);
         let ask = self.ask_for(RequestKind::Simple, sql, &reading, &judgement);
         let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
@@ -132,11 +141,10 @@ impl<J: Judge> Machine<J> {
 
     fn parse(&mut self, name: &str, sql: &str, types: &[u8], frame: &[u8]) -> Result<bool, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
-        let turn = self.turn_of_parse(name, sql, types)?;
-        match turn {
-            (Turn::NotYet, _) => return Ok(false),
-            (Turn::Refuse(answer, asked), _) => self.stand_in(asked, answer),
-            (Turn::Forward(clearance, asked), changes) => {
+        match self.turn_of_parse(name, sql, types)? {
+            Turn::NotYet => return Ok(false),
+            Turn::Refuse(answer, asked) => self.stand_in(Some(asked), answer),
+            Turn::Forward(clearance, asked, changes) => {
                 self.note_changes(&changes);
                 self.to_server.forward(frame, clearance, asked.event);
                 self.expect.push_back(Expect::Parse { asked, changes });
@@ -145,15 +153,11 @@ impl<J: Judge> Machine<J> {
         Ok(true)
     }
 
-    fn turn_of_parse(&mut self, name: &str, sql: &str, types: &[u8]) -> Result<(Turn, Changes), Fault> {
-        let none = Changes::default;
-        if let Some(answer) = self.too_long(sql) {
-            let asked = self.ask_unread(RequestKind::Prepare, sql, &answer)?;
-            return Ok((Turn::Refuse(answer, Some(asked)), none()));
-        }
-        let reading = match self.judge.read(sql) {
-            Ok(reading) => reading,
-            Err(Unread::NotYet) => return Ok((Turn::NotYet, none())),
+    fn turn_of_parse(&mut self, name: &str, sql: &str, types: &[u8]) -> Result<Turn, Fault> {
+        let reading = match self.read(RequestKind::Prepare, sql)? {
+            Text::Read(reading) => reading,
+            Text::NotYet => return Ok(Turn::NotYet),
+            Text::Refused(answer, asked) => return Ok(Turn::Refuse(answer, asked)),
         };
         let types: Vec<u32> = types.as_chunks::<4>().0.iter().map(|oid| u32::from_be_bytes(*oid)).collect();
         let (judgement, missing) = self.judge_named(&reading);
@@ -161,8 +165,8 @@ impl<J: Judge> Machine<J> {
         ask.types.clone_from(&types);
         let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
         let clearance = match (judgement.decision.clear(), missing) {
-            (Err(refusal), _) => return Ok((Turn::Refuse(self.refusal(&refusal), Some(asked)), none())),
-            (Ok(_), Some(answer)) => return Ok((Turn::Refuse(answer, Some(asked)), none())),
+            (Err(refusal), _) => return Ok(Turn::Refuse(self.refusal(&refusal), asked)),
+            (Ok(_), Some(answer)) => return Ok(Turn::Refuse(answer, asked)),
             (Ok(clearance), None) => clearance,
         };
         let weight = self.keep_text(sql.len());
@@ -170,8 +174,8 @@ impl<J: Judge> Machine<J> {
         let statement = Some(Change::Define(name.into(), Arc::new(prepared)));
         let changes = Changes { statement, portal: None };
         match self.over_limit(&reading, [&changes]) {
-            Some(answer) => Ok((Turn::Refuse(answer, Some(asked)), none())),
-            None => Ok((Turn::Forward(clearance, asked), changes)),
+            Some(answer) => Ok(Turn::Refuse(answer, asked)),
+            None => Ok(Turn::Forward(clearance, asked, changes)),
         }
     }
 
@@ -425,24 +429,44 @@ impl<J: Judge> Machine<J> {
         self.judge.forwarding(reading).err().map(over)
     }
 
-    fn too_long(&self, sql: &str) -> Option<ErrorAnswer> {
-        (sql.len() > self.limits.statement_bytes).then(|| {
-            let (length, limit) = (sql.len(), self.limits.statement_bytes);
-            over(format!("the statement has {length} bytes, over the limit of {limit} (limits.statement_bytes)"))
-        })
-    }
-
-    /// A request that was refused before it was read. Its text is kept whole: secrets in it cannot be told, so as a digest.
-    fn ask_unread(&mut self, kind: RequestKind, sql: &str, answer: &ErrorAnswer) -> Result<Asked, Fault> {
-        let shown = format!("/* not read: {} bytes */", sql.len());
-        let decision = crate::policy::Decision {
-            verdict: crate::policy::Verdict::Deny { what: "unknown".into(), reason: answer.message.clone() },
+    fn read(&mut self, kind: RequestKind, sql: &str) -> Result<Text, Fault> {
+        let (length, limit) = (sql.len(), self.limits.statement_bytes);
+        let (answer, kept) = if length > limit {
+            let answer = over(format!("the statement has {length} bytes, over the limit of {limit} (limits.statement_bytes)"));
+            (answer, format!("/* not read: {length} bytes */"))
+        } else {
+            match self.judge.read(sql) {
+                Ok(reading) => return Ok(Text::Read(reading)),
+                Err(Unread::NotYet) => return Ok(Text::NotYet),
+                Err(Unread::Never { answer, kept }) => (*answer, kept),
+            }
+        };
+        let decision = Decision {
+            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone() },
             policies: Vec::new(),
-            set: crate::policy::PolicySetId([0; 32]),
+            set: PolicySetId([0; 32]),
             durable_first: true,
         };
-        let ask = Ask { kind, sql: shown.into(), parameters: vec![], formats: vec![], types: vec![], accesses: &[] };
-        Ok(self.requests.ask(&mut self.log, ask, &decision)?)
+        let none = (Vec::new(), Vec::new(), Vec::new());
+        let ask = Ask { kind, sql: kept.into(), parameters: none.0, formats: none.1, types: none.2, accesses: &[] };
+        let asked = self.requests.ask(&mut self.log, ask, &decision)?;
+        Ok(Text::Refused(answer, asked))
+    }
+
+    /// The request as the record keeps it: secrets in the text are replaced.
+    fn ask_for<'a>(
+        &self,
+        kind: RequestKind,
+        sql: &'a str,
+        reading: &Reading,
+        judgement: &'a Judgement,
+    ) -> Ask<'a> {
+        let sql = match self.judge.redact(sql, reading) {
+            Some(redacted) => std::borrow::Cow::Owned(redacted),
+            None => std::borrow::Cow::Borrowed(sql),
+        };
+        let accesses = &judgement.accesses;
+        Ask { kind, sql, parameters: Vec::new(), formats: Vec::new(), types: Vec::new(), accesses }
     }
 
     fn refusal(&self, refusal: &Refusal) -> ErrorAnswer {
@@ -489,23 +513,5 @@ fn copies_of(reading: &Reading) -> Copies {
         (true, false) => Copies::In,
         (false, true) => Copies::Out,
         (true, true) => Copies::Both,
-    }
-}
-
-impl<J: Judge> Machine<J> {
-    /// The request as the record keeps it: secrets in the text are replaced.
-    fn ask_for<'a>(
-        &self,
-        kind: RequestKind,
-        sql: &'a str,
-        reading: &Reading,
-        judgement: &'a Judgement,
-    ) -> Ask<'a> {
-        let sql = match self.judge.redact(sql, reading) {
-            Some(redacted) => std::borrow::Cow::Owned(redacted),
-            None => std::borrow::Cow::Borrowed(sql),
-        };
-        let accesses = &judgement.accesses;
-        Ask { kind, sql, parameters: Vec::new(), formats: Vec::new(), types: Vec::new(), accesses }
     }
 }

@@ -1,0 +1,291 @@
+//! Everything that is asked of a policy before it may load: syntax, annotations, names, schema, and a trial.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
+    sync::Arc,
+};
+
+use cedar_policy::{Effect as CedarEffect, EntityUid, Policy, PolicyId as CedarId, Template, ValidationMode, Validator};
+use miette::Diagnostic;
+
+use super::{
+    PolicyId,
+    fault::{Fault, FaultKind},
+    load::{Known, MAX_DESCRIPTION_BYTES, MAX_ID_BYTES, MAX_POLICY_BYTES, text_of},
+    names,
+    rule::{Effect, Reads, Rule, Scope},
+    schema::{Kind, schema},
+    source::{Place, Source, printable},
+    trial,
+};
+
+/// Attributes of attributes are never asked for, and what stands in a policy by name is in no store: level 1 refuses
+/// both, since they would fail when evaluated.
+const MAX_DEREFERENCES: u32 = 1;
+
+/// A policy that Cedar could read.
+pub(super) struct Draft {
+    source: Source,
+    range: Range<usize>,
+    policy: Policy,
+}
+
+/// What came of all drafts.
+#[derive(Default)]
+pub(super) struct Examined {
+    pub(super) rules: Vec<Rule>,
+    pub(super) faults: Vec<Fault>,
+    pub(super) warnings: Vec<Fault>,
+}
+
+impl Draft {
+    /// Reads one policy out of its file.
+    pub(super) fn parse(source: &Source, range: Range<usize>) -> Result<Self, Vec<Fault>> {
+        let text = text_of(source, range.clone());
+        if text.len() > MAX_POLICY_BYTES {
+            let limit = u64::try_from(MAX_POLICY_BYTES).unwrap_or(u64::MAX);
+            let kind = FaultKind::Limit { what: "a policy".into(), limit, unit: "bytes" };
+            return Err(vec![Fault::new(kind, Some(source.place(range.start..range.start)))]);
+        }
+        match Policy::parse(None, &*text) {
+            Ok(policy) => Ok(Self { source: source.clone(), range, policy }),
+            Err(_) if Template::parse(None, &*text).is_ok() => {
+                let slot = text.find("?principal").or_else(|| text.find("?resource")).unwrap_or(0);
+                let place = source.place(range.start + slot..range.start + slot + 1);
+                Err(vec![Fault::new(FaultKind::Template, Some(place))])
+            }
+            Err(errors) => Err(errors.iter().map(|error| syntax(error, source, &range)).collect()),
+        }
+    }
+
+    fn place(&self) -> Place {
+        self.source.place(self.range.start..self.range.start)
+    }
+
+    /// Where `needle` first stands in the policy, else the policy's start.
+    fn place_of(&self, needle: &str) -> Place {
+        match text_of(&self.source, self.range.clone()).find(needle) {
+            Some(at) => self.source.place(self.range.start + at..self.range.start + at + needle.len()),
+            None => self.place(),
+        }
+    }
+
+    fn id(&self) -> Option<&str> {
+        self.policy.annotation("id")
+    }
+
+    /// The id for people, where faults speak of a policy that may have none.
+    fn name(&self) -> Arc<str> {
+        self.id().map_or_else(|| "?".into(), |id| printable(id).into())
+    }
+}
+
+/// Examines all drafts; gives rules only when there is no fault.
+pub(super) fn examine(drafts: Vec<Draft>, known: Option<&Known>) -> Examined {
+    let mut examined = Examined::default();
+    let mut ids: BTreeMap<&str, String> = BTreeMap::new();
+    for draft in &drafts {
+        annotations(draft, &mut ids, &mut examined.faults);
+        named(draft, known, &mut examined);
+        columns(draft, &mut examined.faults);
+    }
+    validate(&drafts, &mut examined);
+    if examined.faults.is_empty() {
+        for draft in &drafts {
+            if let Some(message) = trial::failure(&draft.policy) {
+                examined.faults.push(Fault::new(FaultKind::Fails { message }, Some(draft.place())));
+            }
+        }
+    }
+    if examined.faults.is_empty() {
+        examined.rules = drafts.into_iter().map(rule).collect();
+    }
+    examined
+}
+
+fn syntax(error: &dyn Diagnostic, source: &Source, range: &Range<usize>) -> Fault {
+    let kind = FaultKind::Syntax { message: error.to_string(), help: error.help().map(|help| help.to_string()) };
+    Fault::new(kind, Some(source.place(marked(error, range))))
+}
+
+/// The first label of one of Cedar's errors, moved to where its policy stands in the file.
+fn marked(error: &dyn Diagnostic, range: &Range<usize>) -> Range<usize> {
+    match error.labels().and_then(|mut labels| labels.next()) {
+        Some(label) => {
+            let start = range.start.saturating_add(label.offset());
+            start..start.saturating_add(label.len())
+        }
+        None => range.start..range.start,
+    }
+}
+
+fn annotations<'a>(draft: &'a Draft, ids: &mut BTreeMap<&'a str, String>, faults: &mut Vec<Fault>) {
+    let mut fault = |kind, place| faults.push(Fault::new(kind, Some(place)));
+    match draft.id() {
+        None => fault(FaultKind::MissingId, draft.place()),
+        Some(id) if !is_id(id) => fault(FaultKind::BadId { id: printable(id) }, draft.place_of("@id")),
+        Some(id) => {
+            let place = draft.place();
+            let here = format!("{}:{}", place.file, place.line);
+            if let Some(first) = ids.get(id) {
+                fault(FaultKind::DuplicateId { id: id.into(), first: first.clone() }, draft.place_of("@id"));
+            } else {
+                ids.insert(id, here);
+            }
+        }
+    }
+    match draft.policy.annotation("description") {
+        None => fault(FaultKind::MissingDescription, draft.place()),
+        Some(text) if text.trim().is_empty() || text.len() > MAX_DESCRIPTION_BYTES || printable(text) != text => {
+            fault(FaultKind::BadDescription, draft.place_of("@description"));
+        }
+        Some(_) => {}
+    }
+    let mut unknown: Vec<_> =
+        draft.policy.annotations().map(|(name, _)| name).filter(|name| !matches!(*name, "id" | "description")).collect();
+    unknown.sort_unstable();
+    for name in unknown {
+        let kind = match name {
+            "approval" => FaultKind::Approval,
+            other => FaultKind::UnknownAnnotation { name: other.to_owned() },
+        };
+        fault(kind, draft.place_of(&format!("@{name}")));
+    }
+}
+
+fn is_id(id: &str) -> bool {
+    let fits = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+    !id.is_empty() && id.len() <= MAX_ID_BYTES && id.chars().all(fits)
+}
+
+/// Entities that stand in the policy by name: each must be one that can exist, and should be one that is configured.
+fn named(draft: &Draft, known: Option<&Known>, examined: &mut Examined) {
+    for (written, kind, uid) in literals(&draft.policy) {
+        if let Err(fault) = names::parts(kind, uid.id().unescaped()) {
+            let place = draft.place_of(&written);
+            examined.faults.push(Fault::new(FaultKind::Name { name: written, fault }, Some(place)));
+        }
+    }
+    for Unconfigured { what, name, written } in known.into_iter().flat_map(|known| unconfigured(&draft.policy, known)) {
+        let kind = FaultKind::Unconfigured { id: draft.name(), what, name };
+        examined.warnings.push(Fault::new(kind, Some(draft.place_of(&written))));
+    }
+}
+
+/// Something that a policy names and the configuration doesn't.
+pub(super) struct Unconfigured {
+    /// `agent`, `issuer` or `connection`.
+    pub(super) what: &'static str,
+    pub(super) name: String,
+    /// The entity as it stands in the policy.
+    written: String,
+}
+
+/// What a policy names and the configuration doesn't, each once.
+pub(super) fn unconfigured(policy: &Policy, known: &Known) -> Vec<Unconfigured> {
+    let mut seen = BTreeSet::new();
+    let mut unconfigured = Vec::new();
+    for (written, kind, uid) in literals(policy) {
+        let (what, names) = match kind {
+            Kind::Agent => ("agent", &known.agents),
+            Kind::Group => ("issuer", &known.issuers),
+            Kind::Connection
+            | Kind::Database
+            | Kind::Schema
+            | Kind::Table
+            | Kind::Function
+            | Kind::Setting
+            | Kind::Other => ("connection", &known.connections),
+        };
+        let Some(name) = names::parts(kind, uid.id().unescaped()).ok().and_then(|parts| parts.into_iter().next()) else {
+            continue;
+        };
+        if !names.contains(&name) && seen.insert((what, name.clone())) {
+            unconfigured.push(Unconfigured { what, name, written });
+        }
+    }
+    unconfigured
+}
+
+/// The entities that a policy names, but for actions, as they are written.
+fn literals(policy: &Policy) -> Vec<(String, Kind, EntityUid)> {
+    let uids: BTreeSet<EntityUid> = policy.entity_literals().into_iter().collect();
+    uids.into_iter().filter_map(|uid| Some((uid.to_string(), Kind::of(uid.type_name())?, uid))).collect()
+}
+
+/// With `SELECT *` the set of columns is empty: a policy that forgets it lets through what it means to bar.
+fn columns(draft: &Draft, faults: &mut Vec<Fault>) {
+    let reads = Reads::of(&draft.policy);
+    let (read, unread) = match (reads.columns, reads.all_columns) {
+        (true, false) => ("columns", "allColumns"),
+        (false, true) => ("allColumns", "columns"),
+        (true, true) | (false, false) => return,
+    };
+    let place = draft.place_of(&format!("context.{read}"));
+    faults.push(Fault::new(FaultKind::HalfColumns { read, unread }, Some(place)));
+}
+
+/// Cedar's validator, strict. Inside it a policy is named by its index.
+fn validate(drafts: &[Draft], examined: &mut Examined) {
+    let mut by_id = HashMap::with_capacity(drafts.len());
+    let mut set = cedar_policy::PolicySet::new();
+    for (index, draft) in drafts.iter().enumerate() {
+        let id = CedarId::new(index.to_string());
+        by_id.insert(id.clone(), draft);
+        if let Err(error) = set.add(draft.policy.new_id(id)) {
+            let kind = FaultKind::Invalid { message: error.to_string(), help: None };
+            examined.faults.push(Fault::new(kind, Some(draft.place())));
+        }
+    }
+    let result = Validator::new(schema().clone()).validate_with_level(&set, ValidationMode::Strict, MAX_DEREFERENCES);
+    for error in result.validation_errors() {
+        let help = error.help().map(|help| help.to_string());
+        let kind = FaultKind::Invalid { message: without_id(&error.to_string(), error.policy_id()), help };
+        let place = by_id.get(error.policy_id()).map(|draft| draft.source.place(marked(error, &draft.range)));
+        examined.faults.push(Fault::new(kind, place));
+    }
+    for warning in result.validation_warnings() {
+        use cedar_policy::ValidationWarning as Warning;
+        let draft = by_id.get(warning.policy_id());
+        let id = draft.map_or_else(|| "?".into(), |draft| draft.name());
+        let (kind, place) = match warning {
+            Warning::ImpossiblePolicy(_) | Warning::InvalidActionApplication(_) => {
+                (FaultKind::NeverMatches { id }, draft.map(|draft| draft.place()))
+            }
+            other => (
+                FaultKind::Deceiving { message: without_id(&other.to_string(), other.policy_id()) },
+                draft.map(|draft| draft.source.place(marked(other, &draft.range))),
+            ),
+        };
+        examined.warnings.push(Fault::new(kind, place));
+    }
+}
+
+/// Cedar's message without the index that stands for the policy's name.
+fn without_id(message: &str, id: &CedarId) -> String {
+    let prefix = format!("for policy `{id}`");
+    message
+        .strip_prefix(&prefix)
+        .map_or(message, |rest| rest.trim_start_matches([',', ':', ' ']))
+        .to_owned()
+}
+
+fn rule(draft: Draft) -> Rule {
+    let id: Arc<str> = draft.id().unwrap_or_default().into();
+    let place = draft.place();
+    Rule {
+        description: draft.policy.annotation("description").unwrap_or_default().into(),
+        effect: match draft.policy.effect() {
+            CedarEffect::Permit => Effect::Permit,
+            CedarEffect::Forbid => Effect::Forbid,
+        },
+        file: place.file,
+        line: place.line,
+        text: text_of(&draft.source, draft.range.clone()),
+        scope: Scope::of(&draft.policy),
+        reads: Reads::of(&draft.policy),
+        policy: draft.policy.new_id(CedarId::new(&*id)),
+        id: PolicyId(id),
+    }
+}

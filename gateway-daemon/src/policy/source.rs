@@ -1,0 +1,271 @@
+//! Policy files as text: where one policy ends and the next begins, and places in them for people.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use unicode_width::UnicodeWidthStr;
+
+/// Columns of a line that are shown; what is beyond is counted, not shown.
+const MAX_EXCERPT_CHARS: usize = 160;
+
+/// One policy file.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name inside the folder.
+    pub name: Arc<str>,
+    /// What it holds.
+    pub text: Arc<str>,
+}
+
+/// A place in a policy file, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file's name inside the folder.
+    pub file: Arc<str>,
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    /// The line, printable.
+    excerpt: String,
+    /// Columns before the marked part, and of it.
+    indent: usize,
+    marked: usize,
+}
+
+impl Source {
+    /// The place of a range of bytes; what lies outside the text is moved to its end.
+    pub(super) fn place(&self, range: Range<usize>) -> Place {
+        let text = &*self.text;
+        let start = floor_boundary(text, range.start);
+        let (before, after) = text.split_at(start);
+        let line_start = before.rfind(['\n', '\r']).map_or(0, |at| at + 1);
+        let head = before.get(line_start..).unwrap_or_default();
+        let tail = after.split(['\n', '\r']).next().unwrap_or_default();
+        let end = floor_boundary(tail, range.end.saturating_sub(start));
+        let marked = tail.get(..end).unwrap_or_default();
+        let shown_head = printable(head);
+        Place {
+            file: Arc::clone(&self.name),
+            line: before.matches('\n').count() + 1,
+            column: head.chars().count() + 1,
+            indent: shown_head.width(),
+            marked: printable(marked).width().max(1),
+            excerpt: cut(&format!("{shown_head}{}", printable(tail))),
+        }
+    }
+}
+
+/// The byte ranges of the policies of a file, from the first token up to and with the `;`. Follows Cedar's lexer
+/// (white space, `//` comments, strings with backslash escapes), and decides nothing: each range is parsed by Cedar on
+/// its own, and must be one policy.
+pub(super) fn pieces(text: &str) -> Vec<Range<usize>> {
+    let mut pieces = Vec::new();
+    let mut start = None;
+    let mut chars = text.char_indices().peekable();
+    while let Some((at, character)) = chars.next() {
+        if character.is_whitespace() {
+            continue;
+        }
+        if character == '/' && chars.next_if(|&(_, next)| next == '/').is_some() {
+            while chars.next_if(|&(_, next)| next != '\n' && next != '\r').is_some() {}
+            continue;
+        }
+        let from = *start.get_or_insert(at);
+        if character == '"' {
+            skip_string(&mut chars);
+        } else if character == ';' {
+            pieces.push(from..at + 1);
+            start = None;
+        }
+    }
+    pieces.extend(start.map(|from| from..text.len()));
+    pieces
+}
+
+/// What of a policy stands behind its scope: its `when` and `unless`, on one line and without comments.
+pub(super) fn conditions(policy: &str) -> String {
+    let mut shown = String::new();
+    let mut depth = 0_usize;
+    let mut scope_seen = false;
+    let mut chars = policy.char_indices().peekable();
+    while let Some((at, character)) = chars.next() {
+        if character == '/' && chars.next_if(|&(_, next)| next == '/').is_some() {
+            while chars.next_if(|&(_, next)| next != '\n' && next != '\r').is_some() {}
+            continue;
+        }
+        let end = match character {
+            '"' => skip_string(&mut chars),
+            other => at + other.len_utf8(),
+        };
+        if scope_seen {
+            if character.is_whitespace() {
+                if !shown.ends_with(' ') {
+                    shown.push(' ');
+                }
+            } else {
+                shown.push_str(policy.get(at..end).unwrap_or_default());
+            }
+            continue;
+        }
+        // Annotations are not scopes: `@id("x")` opens and closes too, but directly behind a name that `@` begins.
+        match character {
+            '(' => depth += 1,
+            ')' => {
+                depth = depth.saturating_sub(1);
+                scope_seen = depth == 0 && !is_annotation(policy, at);
+            }
+            _ => {}
+        }
+    }
+    shown.trim().trim_end_matches(';').trim_end().to_owned()
+}
+
+/// Whether the parenthesis that closes at `at` belongs to an annotation: no `permit` or `forbid` stands outside of
+/// strings and comments before it.
+fn is_annotation(policy: &str, at: usize) -> bool {
+    let before = policy.get(..at).unwrap_or_default();
+    let mut bare = String::new();
+    let mut chars = before.char_indices().peekable();
+    while let Some((_, character)) = chars.next() {
+        match character {
+            '"' => {
+                skip_string(&mut chars);
+            }
+            '/' if chars.next_if(|&(_, next)| next == '/').is_some() => {
+                while chars.next_if(|&(_, next)| next != '\n' && next != '\r').is_some() {}
+                bare.push(' ');
+            }
+            other => bare.push(other),
+        }
+    }
+    let words = bare.split(|character: char| !(character.is_alphanumeric() || character == '_' || character == '@'));
+    !words.into_iter().any(|word| word == "permit" || word == "forbid")
+}
+
+/// Skips to behind the closing quote; gives the offset behind it, or behind the last character.
+fn skip_string(chars: &mut std::iter::Peekable<std::str::CharIndices<'_>>) -> usize {
+    let mut end = 0;
+    while let Some((at, character)) = chars.next() {
+        end = at + character.len_utf8();
+        match character {
+            '"' => break,
+            '\\' => {
+                chars.next();
+            }
+            _ => {}
+        }
+    }
+    end
+}
+
+/// The text with what could deceive a reader made visible: control characters, and those that change direction or
+/// have no width.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\t' => shown.push(' '),
+            other if other.is_control() || is_invisible(other) => shown.extend(other.escape_unicode()),
+            other => shown.push(other),
+        }
+    }
+    shown
+}
+
+fn is_invisible(character: char) -> bool {
+    matches!(character,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(MAX_EXCERPT_CHARS) {
+        None => line.to_owned(),
+        Some((at, _)) => {
+            let (shown, rest) = line.split_at(at);
+            format!("{shown}… ({} more characters)", rest.chars().count())
+        }
+    }
+}
+
+fn floor_boundary(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+impl fmt::Display for Place {
+    /// The arrow, the line and the mark below it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, line, column, excerpt, indent, marked } = self;
+        let number = line.to_string();
+        let gutter = number.len();
+        writeln!(f, "{:gutter$}--> {file}:{line}:{column}", "")?;
+        writeln!(f, "{:gutter$} |", "")?;
+        writeln!(f, "{number} | {excerpt}")?;
+        let room = excerpt.width().saturating_sub(*indent).max(1);
+        let marks = "^".repeat((*marked).min(room));
+        write!(f, "{:gutter$} | {:indent$}{marks}", "", "")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut_up(text: &str) -> Vec<&str> {
+        pieces(text).into_iter().map(|range| &text[range]).collect()
+    }
+
+    #[test]
+    fn a_policy_ends_at_its_semicolon_and_not_at_one_in_a_string_or_a_comment() {
+        let text = "// a; b\n@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);\n\n permit ; // end";
+        assert_eq!(
+            cut_up(text),
+            ["@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);", "permit ;"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_ended_is_a_piece_too() {
+        assert_eq!(cut_up("permit(principal, action, resource)"), ["permit(principal, action, resource)"]);
+        assert_eq!(cut_up("@id(\"x;"), ["@id(\"x;"]);
+        assert_eq!(cut_up(" // nothing;"), [""; 0]);
+    }
+
+    #[test]
+    fn pieces_are_what_cedar_reads_as_policies() {
+        let text = include_str!("../../../policies/00-baseline.cedar");
+        let whole: cedar_policy::PolicySet = text.parse().unwrap();
+        let texts: Vec<_> = whole.policies().map(|policy| policy.to_cedar().unwrap()).collect();
+        let mut cut_up = cut_up(text);
+        let mut texts: Vec<_> = texts.iter().map(String::as_str).collect();
+        cut_up.sort_unstable();
+        texts.sort_unstable();
+        assert_eq!(cut_up, texts);
+    }
+
+    #[test]
+    fn conditions_are_what_stands_behind_the_scope() {
+        let policy = "@id(\"a\") @description(\"permit ( x )\")\npermit(principal in Group::\"a/(\", action, resource)\n  \
+                      when { resource.name == \"a  b;\" } // why\n  unless { context.allColumns };";
+        assert_eq!(conditions(policy), "when { resource.name == \"a  b;\" } unless { context.allColumns }");
+        assert_eq!(conditions("@id(\"a\") forbid(principal, action, resource);"), "");
+    }
+
+    #[test]
+    fn a_place_counts_characters_and_shows_what_would_deceive() {
+        let source = Source { name: "a.cedar".into(), text: "one\n\tä\u{202e}x = y\n".into() };
+        let place = source.place(5..7);
+        assert_eq!((place.line, place.column), (2, 2));
+        insta::assert_snapshot!(place.to_string(), @r"
+         --> a.cedar:2:2
+          |
+        2 |  ä\u{202e}x = y
+          |  ^
+        ");
+        assert_eq!(source.place(500..900).line, 3);
+    }
+}
