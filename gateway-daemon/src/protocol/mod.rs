@@ -1,3 +1,4 @@
 //! Step "speak": one front a protocol.
 
 pub mod postgres;
+pub mod sessions;

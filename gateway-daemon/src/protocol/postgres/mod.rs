@@ -5,6 +5,8 @@
 
 pub mod answer;
 pub mod backend;
+pub mod cancels;
+pub mod catalogs;
 pub mod frame;
 pub mod frontend;
 pub mod gate;

@@ -363,6 +363,9 @@ impl<J: Judge> Machine<J> {
             _ => return Err(BackendError::Unexpected { tag: b'Z' }.into()),
         }
         self.agent_resumes();
+        if frame.last() == Some(&b'I') {
+            self.judge.idle();
+        }
         self.to_agent.push(frame, self.log.appended());
         Ok(())
     }

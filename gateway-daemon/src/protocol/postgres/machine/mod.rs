@@ -64,6 +64,9 @@ pub trait Judge {
     /// A limit that the session has reached.
     fn forwarding(&mut self, reading: &Reading) -> Result<(), String>;
 
+    /// No transaction is open any longer: what was forwarded has happened or not.
+    fn idle(&mut self);
+
     /// The text as the record may keep it.
     fn redact(&self, sql: &str, reading: &Reading) -> Option<String>;
 

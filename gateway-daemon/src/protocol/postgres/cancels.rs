@@ -1,0 +1,100 @@
+//! Keys of cancel requests. The agent gets a key of Weir's own, never the server's; it serves the same agent alone.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aws_lc_rs::rand;
+
+use super::{serve::Target, startup::CancelKey, upstream::BackendKey};
+
+/// Keys that were given out, by their process number.
+#[derive(Debug, Default)]
+pub struct Cancels(Mutex<HashMap<u32, Entry>>);
+
+#[derive(Debug, Clone)]
+struct Entry {
+    secret: [u8; 4],
+    agent: Arc<str>,
+    cancel: Option<Cancel>,
+}
+
+/// Where a cancel request leads.
+#[derive(Debug, Clone)]
+pub struct Cancel {
+    /// The connection.
+    pub target: Arc<Target>,
+    /// The server's address.
+    pub address: SocketAddr,
+    /// The server's key.
+    pub key: BackendKey,
+}
+
+/// A key's place; dropping it makes the key void.
+#[derive(Debug)]
+pub struct CancelPlace {
+    cancels: Arc<Cancels>,
+    key: CancelKey,
+}
+
+/// The system gives no random bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the system gives no random bytes")]
+pub struct NoRandomness;
+
+impl Cancels {
+    /// Gives out a key. Without a server's key there is nothing that it could cancel.
+    ///
+    /// # Errors
+    /// When no key can be made that cannot be guessed.
+    pub fn enter(
+        self: &Arc<Self>,
+        agent: Arc<str>,
+        target: Arc<Target>,
+        address: SocketAddr,
+        key: Option<BackendKey>,
+    ) -> Result<CancelPlace, NoRandomness> {
+        let cancel = key.map(|key| Cancel { target, address, key });
+        let mut keys = self.lock();
+        loop {
+            let mut bytes = [0; 8];
+            rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
+            let [a, b, c, d, secret @ ..] = bytes;
+            // A process number is positive, as clients expect.
+            let process = u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff;
+            if process == 0 || keys.contains_key(&process) {
+                continue;
+            }
+            keys.insert(process, Entry { secret, agent, cancel });
+            let key = CancelKey { process, secret: u32::from_be_bytes(secret) };
+            return Ok(CancelPlace { cancels: self.clone(), key });
+        }
+    }
+
+    /// Where the key leads, for a request of this agent.
+    pub fn find(&self, key: CancelKey, agent: &str) -> Option<Cancel> {
+        let entry = self.lock().get(&key.process).cloned()?;
+        let secret = key.secret.to_be_bytes();
+        let same = aws_lc_rs::constant_time::verify_slices_are_equal(&entry.secret, &secret).is_ok();
+        if same && *entry.agent == *agent { entry.cancel } else { None }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CancelPlace {
+    /// The key.
+    pub const fn key(&self) -> CancelKey {
+        self.key
+    }
+}
+
+impl Drop for CancelPlace {
+    fn drop(&mut self) {
+        self.cancels.lock().remove(&self.key.process);
+    }
+}

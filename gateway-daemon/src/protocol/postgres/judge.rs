@@ -1,0 +1,258 @@
+//! Understands and decides for one session: puts the steps `sql` and `policy` behind the machine's [`Judge`].
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use aws_lc_rs::hmac;
+
+use super::{
+    answer::{ErrorAnswer, LIMIT, NO_IDENTITY, Severity},
+    catalogs::CatalogCell,
+    machine::{Judge, Judgement, Unread},
+};
+use crate::{
+    identity::{Identity, Run, Standing},
+    policy::{Policies, PolicySet, Query},
+    sql::{self, Access, Class, Columns, ReadError, Reading, ReadingCache, SessionNames},
+};
+
+/// Texts above this are parsed where the runtime knows that the thread is busy.
+const LONG_TEXT_BYTES: usize = 16 * 1024;
+/// Decisions that a session keeps.
+const KEPT_DECISIONS: usize = 256;
+/// SQLSTATE syntax_error
+const SYNTAX_ERROR: &str = "42601";
+
+/// The judge of one session.
+pub struct SessionJudge {
+    run: Arc<Run>,
+    connection: Arc<str>,
+    database: Arc<str>,
+    policies: Arc<Policies>,
+    cache: Arc<ReadingCache>,
+    catalog: Arc<CatalogCell>,
+    names: SessionNames,
+    hint: Arc<str>,
+    secrets: Arc<hmac::Key>,
+    decided: Decided,
+    /// A statement that may change the schema was forwarded in the transaction that is open.
+    changes_schema: bool,
+}
+
+/// Decisions made, for as long as what they were made of stands.
+#[derive(Default)]
+struct Decided {
+    by: Option<(Arc<PolicySet>, Arc<Identity>)>,
+    /// By the reading's address; the reading is kept, so that no other takes its place.
+    kept: HashMap<usize, (Arc<Reading>, Arc<Judgement>)>,
+}
+
+/// What a judge is made of.
+#[derive(Clone)]
+pub struct JudgeParts {
+    /// Whose session it is.
+    pub run: Arc<Run>,
+    /// The declared connection.
+    pub connection: Arc<str>,
+    /// The database on it.
+    pub database: Arc<str>,
+    /// The policies in force.
+    pub policies: Arc<Policies>,
+    /// Readings of all sessions.
+    pub cache: Arc<ReadingCache>,
+    /// The database's catalogue.
+    pub catalog: Arc<CatalogCell>,
+    /// What names mean at the session's start.
+    pub names: SessionNames,
+    /// How a refused agent may ask.
+    pub hint: Arc<str>,
+    /// The key of the digests that stand for secrets on the record.
+    pub secrets: Arc<hmac::Key>,
+}
+
+impl SessionJudge {
+    /// For a session that begins.
+    pub fn new(parts: JudgeParts) -> Self {
+        let JudgeParts { run, connection, database, policies, cache, catalog, names, hint, secrets } = parts;
+        let decided = Decided::default();
+        let changes_schema = false;
+        Self { run, connection, database, policies, cache, catalog, names, hint, secrets, decided, changes_schema }
+    }
+
+    fn identity(&self) -> Option<Arc<Identity>> {
+        match self.run.standing_now() {
+            Standing::Valid(identity) => Some(identity),
+            Standing::Expired { .. } | Standing::Frozen(_) | Standing::Unidentified | Standing::Ended => None,
+        }
+    }
+
+    fn never(&self, sql: &str, error: &ReadError) -> Unread {
+        let (sqlstate, message) = match error {
+            ReadError::Syntax { message } => (SYNTAX_ERROR, message.clone()),
+            ReadError::TooLong { .. } | ReadError::TooManyTokens | ReadError::TooDeep => (LIMIT, error.to_string()),
+            ReadError::Nul | ReadError::Scan { .. } | ReadError::Parser => (SYNTAX_ERROR, error.to_string()),
+        };
+        let detail = "Weir could not read the statement, so it was not forwarded.".to_owned();
+        let severity = Severity::Error;
+        Unread::Never {
+            answer: Box::new(ErrorAnswer { severity, sqlstate, message, detail, hint: String::new() }),
+            kept: sql::for_record(sql, Err(error), &|secret| self.digest(secret)).into_owned(),
+        }
+    }
+
+    /// What stands for a secret: equal secrets of one host are told apart from others, and cannot be searched without
+    /// the host's key.
+    fn digest(&self, secret: &str) -> String {
+        let tag = hmac::sign(&self.secrets, secret.as_bytes());
+        let hex: String = tag.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        format!("'<secret {hex}>'")
+    }
+
+    fn judge_afresh(
+        &self,
+        set: &PolicySet,
+        identity: &Identity,
+        reading: &Reading,
+        named: &[Arc<Reading>],
+    ) -> Judgement {
+        let mut accesses: Vec<Access> = Vec::new();
+        let readings = std::iter::once(reading).chain(named.iter().map(AsRef::as_ref));
+        for statement in readings.flat_map(|reading| &reading.statements) {
+            accesses.extend(statement.accesses.iter().cloned());
+        }
+        let decision = set.decide(&Query {
+            identity,
+            connection: &self.connection,
+            database: &self.database,
+            protocol: "postgres",
+            now: SystemTime::now(),
+            accesses: &accesses,
+        });
+        Judgement { decision, accesses: accesses.iter().map(|access| describe(access).into()).collect() }
+    }
+}
+
+impl Judge for SessionJudge {
+    fn read(&mut self, sql: &str) -> Result<Arc<Reading>, Unread> {
+        if self.catalog.is_stale() {
+            return Err(Unread::NotYet);
+        }
+        let Some(catalog) = self.catalog.current().filter(|_| self.catalog.failure().is_none()) else {
+            let why = self.catalog.failure().unwrap_or_else(|| "it was never fetched".into());
+            let message = format!("Weir cannot read the database's catalogue: {why}");
+            let answer = ErrorAnswer { severity: Severity::Error, ..ErrorAnswer::fatal("58000", message) };
+            return Err(Unread::Never { answer: Box::new(answer), kept: format!("/* not read: {} bytes */", sql.len()) });
+        };
+        let read = || self.cache.read(sql, &catalog, &self.names);
+        let read = if sql.len() > LONG_TEXT_BYTES { tokio::task::block_in_place(read) } else { read() };
+        match read {
+            Ok(reading) => {
+                let unresolved = reading.statements.iter().any(|statement| statement.unresolved);
+                if unresolved && self.catalog.may_be_behind() {
+                    self.catalog.note_change();
+                    return Err(Unread::NotYet);
+                }
+                Ok(reading)
+            }
+            Err(error) => Err(self.never(sql, &error)),
+        }
+    }
+
+    fn decide(&mut self, reading: &Arc<Reading>, named: &[Arc<Reading>]) -> Arc<Judgement> {
+        let set = self.policies.current();
+        let Some(identity) = self.identity() else {
+            // `standing` was asked before; between the two the identity ended.
+            let decision = crate::policy::Decision {
+                verdict: crate::policy::Verdict::Deny {
+                    what: "any statement".into(),
+                    reason: self.run.standing_now().to_string(),
+                },
+                policies: Vec::new(),
+                set: set.id(),
+                durable_first: true,
+            };
+            return Arc::new(Judgement { decision, accesses: Vec::new() });
+        };
+        let stands = self.decided.by.as_ref().is_some_and(|(decided_set, decided_identity)| {
+            Arc::ptr_eq(decided_set, &set) && Arc::ptr_eq(decided_identity, &identity)
+        });
+        if !stands {
+            self.decided = Decided { by: Some((set.clone(), identity.clone())), kept: HashMap::new() };
+        }
+        let keep = named.is_empty() && !set.reads_time();
+        let key = Arc::as_ptr(reading).addr();
+        if keep && let Some((_, judgement)) = self.decided.kept.get(&key) {
+            return judgement.clone();
+        }
+        let judgement = Arc::new(self.judge_afresh(&set, &identity, reading, named));
+        if keep {
+            if self.decided.kept.len() >= KEPT_DECISIONS {
+                self.decided.kept.clear();
+            }
+            self.decided.kept.insert(key, (reading.clone(), judgement.clone()));
+        }
+        judgement
+    }
+
+    fn forwarding(&mut self, reading: &Reading) -> Result<(), String> {
+        for statement in &reading.statements {
+            self.names.apply(&statement.effects).map_err(|error| error.to_string())?;
+            // DDL in a function's or a procedure's body counts as well: they are `call`.
+            self.changes_schema |= statement.accesses.iter().any(|access| match access.action.class() {
+                Class::Ddl | Class::Code | Class::Admin | Class::Unknown => true,
+                Class::Write => access.action == sql::Action::Call,
+                Class::Read | Class::Session => false,
+            });
+        }
+        Ok(())
+    }
+
+    fn idle(&mut self) {
+        // Only now do others see the change, Weir's own connection among them.
+        if std::mem::take(&mut self.changes_schema) {
+            self.catalog.note_change();
+        }
+    }
+
+    fn redact(&self, sql: &str, reading: &Reading) -> Option<String> {
+        match sql::for_record(sql, Ok(reading), &|secret| self.digest(secret)) {
+            std::borrow::Cow::Borrowed(_) => None,
+            std::borrow::Cow::Owned(kept) => Some(kept),
+        }
+    }
+
+    fn standing(&self) -> Result<(), ErrorAnswer> {
+        match self.run.standing_now() {
+            Standing::Valid(_) => Ok(()),
+            standing => Err(no_standing(&standing)),
+        }
+    }
+
+    fn hint(&self) -> &str {
+        &self.hint
+    }
+}
+
+/// What an agent is told whose identity does not stand.
+pub fn no_standing(standing: &Standing) -> ErrorAnswer {
+    let hint = match standing {
+        Standing::Valid(_) | Standing::Ended => "",
+        Standing::Expired { .. } | Standing::Unidentified => {
+            "bring a new token for the same subject: renew the token file, or run `weir agent refresh`"
+        }
+        Standing::Frozen(_) => "ask whoever froze the agent to thaw it",
+    };
+    ErrorAnswer::fatal(NO_IDENTITY, format!("Weir ended this session: {standing}")).hint(hint)
+}
+
+/// An access in a line for people: `select public.customers (id, name)`.
+fn describe(access: &Access) -> String {
+    let what = format!("{} {}", access.action.name(), access.object);
+    match &access.columns {
+        Columns::None => what,
+        Columns::All => format!("{what} (*)"),
+        Columns::Some(columns) => {
+            let columns: Vec<&str> = columns.iter().map(AsRef::as_ref).collect();
+            format!("{what} ({})", columns.join(", "))
+        }
+    }
+}

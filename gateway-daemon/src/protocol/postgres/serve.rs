@@ -1,0 +1,622 @@
+//! One agent's connection, from its first byte to its end: start-up on the agent's side, the session upstream, the greeting,
+//! and then the [`Pump`].
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use aws_lc_rs::{hmac, rand};
+use bytes::{Buf, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{
+    answer::{self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, REFUSED, TOO_MANY, UPSTREAM},
+    cancels::{CancelPlace, Cancels},
+    catalogs::{CatalogCell, Catalogs},
+    judge::{JudgeParts, SessionJudge, no_standing},
+    machine::{Fault, Machine, MachineLimits},
+    pump::{Ending, Pump, World},
+    startup::{self, CancelKey, MAX_STARTUP_BYTES, Opening, Startup, StartupError},
+    tls::{AgentStream, HostCa, ServerNameEntry, TlsStart, accept_tls},
+    upstream::{self, StartupParameters, Upstream, UpstreamError, UpstreamSettings},
+};
+use crate::{
+    accept::Accepted,
+    identity::{Identity, Run, Standing},
+    policy::Policies,
+    protocol::sessions::{SessionView, Sessions},
+    record::{Event, Recorder, SessionLog, SessionStart, StoreError},
+    sql::{ReadingCache, setting_is_free},
+};
+
+/// One declared connection, ready to be served.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The name or address of the server as configured.
+    pub host: String,
+    /// The server's port.
+    pub port: u16,
+    /// The only database, where one is declared.
+    pub database: Option<String>,
+    /// Users that an agent may name; all when empty.
+    pub accept_users: Vec<String>,
+    /// How the server is reached.
+    pub upstream: UpstreamSettings,
+    /// Its databases' catalogues.
+    pub catalogs: Catalogs,
+    /// Why it is not served now, if so: a Unix socket that an agent could open.
+    pub withheld: arc_swap::ArcSwapOption<String>,
+}
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Front {
+    /// The record.
+    pub recorder: Recorder,
+    /// The policies in force.
+    pub policies: Arc<Policies>,
+    /// Readings of statements seen before.
+    pub cache: Arc<ReadingCache>,
+    /// Open sessions.
+    pub sessions: Arc<Sessions>,
+    /// Keys of cancel requests.
+    pub cancels: Arc<Cancels>,
+    /// Whence certificates for the agents' side come.
+    pub ca: Arc<HostCa>,
+    /// Limits of a session.
+    pub limits: MachineLimits,
+    /// From accept to the start-up message.
+    pub startup_deadline: Duration,
+    /// Longest time without a byte.
+    pub idle: Option<Duration>,
+    /// How a refused agent may ask.
+    pub hint: Arc<str>,
+    /// The key of the digests that stand for secrets.
+    pub secrets: Arc<hmac::Key>,
+}
+
+impl Target {
+    /// Reaches the server, whichever of its addresses answers first.
+    ///
+    /// # Errors
+    /// The last address's failure.
+    pub async fn connect(&self, parameters: &StartupParameters) -> Result<Upstream, ConnectError> {
+        let lookup = || ConnectError::Lookup { host: self.host.clone(), port: self.port };
+        let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(|_| lookup())?;
+        let mut last = lookup();
+        for address in addresses {
+            match upstream::connect(&self.upstream, address, parameters).await {
+                Ok(upstream) => return Ok(upstream),
+                Err(error) => last = ConnectError::Upstream(Box::new(error)),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Why the server is not reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Its name leads nowhere.
+    #[error("the name `{host}` of the server (port {port}) leads to no address")]
+    Lookup {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// See there.
+    #[error("{0}")]
+    Upstream(Box<UpstreamError>),
+}
+
+/// A connection that ends before there is a session.
+#[derive(Debug)]
+enum NoSession {
+    /// The agent went away, broke the start-up or was too slow: nobody to tell.
+    Silent(String),
+    /// The agent is told.
+    Told(ErrorAnswer),
+    /// A cancel request was served.
+    Cancelled,
+}
+
+/// Serves one connection to its end. `run` and `target` are what the cgroup and the origin led to.
+pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target: Arc<Target>) {
+    let id = front.recorder.next_session();
+    let span = tracing::info_span!("session", session.id = %id, agent.id = %run.agent, connection.id = %target.name);
+    let work = async {
+        let mut opened = None;
+        let (origin, pid, uid) = (accepted.origin, accepted.pid, accepted.uid);
+        let stream = accepted.stream;
+        let opening = open(&front, stream, &run, &target, origin, &mut opened);
+        let outcome = match tokio::time::timeout(front.startup_deadline, opening).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(NoSession::Silent("the start-up took longer than limits.startup".into())),
+        };
+        let outcome = match outcome {
+            Ok(startup) => {
+                let caller = Caller { id, origin, pid, uid };
+                session(&front, &run, &target, &caller, startup, &mut opened).await
+            }
+            Err(no_session) => Err(no_session),
+        };
+        match outcome {
+            Ok(reason) => tracing::info!(end = %reason, "session ended"),
+            Err(NoSession::Cancelled) => {}
+            Err(NoSession::Silent(reason)) => tracing::info!(end = %reason, "no session"),
+            Err(NoSession::Told(answer)) => {
+                tracing::info!(sqlstate = answer.sqlstate, "no session");
+                if let Some(mut stream) = opened {
+                    // Whether it still listens is its own affair.
+                    let _ = stream.write_all(&answer.to_bytes()).await;
+                    let _ = stream.shutdown().await;
+                }
+            }
+        }
+    };
+    tracing::Instrument::instrument(work, span).await;
+}
+
+/// Who connected.
+struct Caller {
+    id: crate::record::SessionId,
+    origin: SocketAddr,
+    pid: u32,
+    uid: u32,
+}
+
+/// Reads the agent's openings up to the start-up message; the stream is left in `opened`, under TLS if it was asked for.
+async fn open(
+    front: &Front,
+    mut stream: TcpStream,
+    run: &Run,
+    target: &Target,
+    origin: SocketAddr,
+    opened: &mut Option<AgentStream>,
+) -> Result<Startup, NoSession> {
+    let mut read = BytesMut::new();
+    loop {
+        match next_opening(&mut stream, &mut read).await {
+            Ok(Opening::GssRequest) => stream.write_all(b"N").await.map_err(broke)?,
+            Ok(opening @ (Opening::TlsRequest | Opening::DirectTls)) => {
+                let start = if opening == Opening::DirectTls {
+                    TlsStart::Direct
+                } else {
+                    stream.write_all(b"S").await.map_err(broke)?;
+                    TlsStart::Requested
+                };
+                let config = front.ca.server_config(&names_of(target, origin));
+                let config = config.map_err(|error| NoSession::Silent(error.to_string()))?;
+                let rest = std::mem::take(&mut read).freeze();
+                let tls = accept_tls(stream, config, rest, start, front.startup_deadline).await;
+                let mut tls = tls.map_err(|error| NoSession::Silent(error.to_string()))?;
+                let startup = startup_under_tls(front, &mut tls, run).await;
+                *opened = Some(tls);
+                return startup;
+            }
+            Ok(Opening::Cancel(key)) => return cancel(front, run, key).await,
+            Ok(Opening::Startup(startup)) => {
+                *opened = Some(AgentStream::Plain(stream));
+                return early(startup, &read);
+            }
+            Err(error) => {
+                *opened = Some(AgentStream::Plain(stream));
+                return Err(error);
+            }
+        }
+    }
+}
+
+async fn startup_under_tls(front: &Front, tls: &mut AgentStream, run: &Run) -> Result<Startup, NoSession> {
+    let mut read = BytesMut::new();
+    match next_opening(tls, &mut read).await? {
+        Opening::Startup(startup) => early(startup, &read),
+        Opening::Cancel(key) => cancel(front, run, key).await,
+        Opening::TlsRequest | Opening::DirectTls | Opening::GssRequest => {
+            Err(told(ErrorAnswer::fatal(PROTOCOL_VIOLATION, "encryption was asked for under encryption")))
+        }
+    }
+}
+
+/// No agent sends a message before it was let in; one that does may mean to have it read elsewhere.
+fn early(startup: Startup, read: &[u8]) -> Result<Startup, NoSession> {
+    if read.is_empty() {
+        return Ok(startup);
+    }
+    Err(told(ErrorAnswer::fatal(PROTOCOL_VIOLATION, "bytes followed the start-up message before it was answered")))
+}
+
+async fn next_opening<S>(stream: &mut S, read: &mut BytesMut) -> Result<Opening, NoSession>
+where
+    S: tokio::io::AsyncRead + Unpin,
+{
+    loop {
+        match startup::decode(read) {
+            Ok(Some((opening, used))) => {
+                read.advance(used);
+                return Ok(opening);
+            }
+            Ok(None) => {}
+            Err(error) => return Err(told(startup_answer(&error))),
+        }
+        // `decode` refuses longer packets, so this is all that is ever read here.
+        read.reserve(MAX_STARTUP_BYTES);
+        if stream.read_buf(read).await.map_err(broke)? == 0 {
+            return Err(NoSession::Silent("closed by the agent before its start-up".into()));
+        }
+    }
+}
+
+fn startup_answer(error: &StartupError) -> ErrorAnswer {
+    ErrorAnswer::fatal(PROTOCOL_VIOLATION, format!("Weir refused this connection: {error}"))
+}
+
+fn broke(error: std::io::Error) -> NoSession {
+    NoSession::Silent(format!("the agent's connection broke: {error}"))
+}
+
+const fn told(answer: ErrorAnswer) -> NoSession {
+    NoSession::Told(answer)
+}
+
+/// The names that an agent may verify: the configured host, and the address that it asked for.
+fn names_of(target: &Target, origin: SocketAddr) -> Vec<ServerNameEntry> {
+    let mut names = vec![ServerNameEntry::Ip(origin.ip())];
+    names.extend(target.host.parse::<ServerNameEntry>().ok());
+    names
+}
+
+/// Serves a cancel request: only for sessions of the same run's agent.
+async fn cancel(front: &Front, run: &Run, key: CancelKey) -> Result<Startup, NoSession> {
+    if let Some(cancel) = front.cancels.find(key, &run.agent)
+        && let Err(error) = upstream::cancel(&cancel.target.upstream, cancel.address, cancel.key).await
+    {
+        tracing::warn!(%error, "a cancel request could not be passed on");
+    }
+    Err(NoSession::Cancelled)
+}
+
+/// Connects upstream, greets the agent and serves the session; gives the reason of its end.
+async fn session(
+    front: &Arc<Front>,
+    run: &Arc<Run>,
+    target: &Arc<Target>,
+    caller: &Caller,
+    startup: Startup,
+    opened: &mut Option<AgentStream>,
+) -> Result<String, NoSession> {
+    let identity = match run.standing_now() {
+        Standing::Valid(identity) => identity,
+        standing => return Err(told(no_standing(&standing))),
+    };
+    let view = SessionView {
+        id: caller.id,
+        agent: run.agent.clone(),
+        run: run.id,
+        connection: target.name.clone(),
+        pid: caller.pid,
+        origin: caller.origin,
+        started: std::time::SystemTime::now(),
+    };
+    let place = front.sessions.enter(view);
+    let place = place.map_err(|error| told(ErrorAnswer::fatal(TOO_MANY, error.to_string())))?;
+    if let Some(why) = target.withheld.load_full() {
+        return Err(told(ErrorAnswer::fatal(NO_IDENTITY, format!("Weir does not serve this connection: {why}"))));
+    }
+    let database = check_startup(target, &startup).map_err(told)?;
+    let mut log = front.recorder.session(caller.id);
+    let agent_tls = opened.as_ref().is_some_and(AgentStream::is_tls);
+    let start = session_start(run, target, caller, &identity, &startup, &database, agent_tls);
+    let connected = connect(run, target, caller, &startup, &database).await;
+    let (upstream, start) = match connected {
+        Ok(upstream) => {
+            let start = SessionStart { upstream: Some(upstream.address), user: upstream.user.to_string(), ..start };
+            (upstream, start)
+        }
+        Err(answer) => {
+            log_start(&mut log, start).await.map_err(|error| told(record_failed(&error)))?;
+            return Err(told(answer));
+        }
+    };
+    log_start(&mut log, start).await.map_err(|error| told(record_failed(&error)))?;
+    let catalog = ready_catalog(target, &database).await.map_err(told)?;
+    let Some(names) = catalog.current().map(|catalog| catalog.session_names()) else {
+        return Err(told(ErrorAnswer::fatal(UPSTREAM, "the database's catalogue could not be read")));
+    };
+    let names = with_search_path(names, &startup).map_err(told)?;
+    let Some(agent) = opened.take() else { return Err(NoSession::Silent("the agent's connection is gone".into())) };
+    let judge = SessionJudge::new(JudgeParts {
+        run: run.clone(),
+        connection: target.name.clone(),
+        database: database.as_str().into(),
+        policies: front.policies.clone(),
+        cache: front.cache.clone(),
+        catalog: catalog.clone(),
+        names,
+        hint: front.hint.clone(),
+        secrets: front.secrets.clone(),
+    });
+    let (cancel_place, greeting) = greet(front, run, target, &startup, &upstream)?;
+    let world = SessionWorld {
+        told: Box::pin(until_told(run.clone(), place.end.clone())),
+        catalog,
+        target: target.clone(),
+        database,
+        fetch: None,
+    };
+    let mut machine = Machine::new(judge, log, front.limits, &nonce());
+    machine.to_agent().push(&greeting, 0);
+    let Upstream { stream, leftover, address, greeting, .. } = upstream;
+    let mut pump = Pump::new((agent, BytesMut::new()), (stream, leftover), machine, world, front.idle);
+    let ending = pump.run().await;
+    let reason = end(&mut pump, &ending, front).await;
+    // What still runs for an agent that was cut off is not left to run.
+    if let (Ending::Told(_) | Ending::AgentBroke(_) | Ending::Fault(_), Some(key)) = (&ending, greeting.key)
+        && let Err(error) = upstream::cancel(&target.upstream, address, key).await
+    {
+        tracing::warn!(%error, "what the session ran could not be cancelled");
+    }
+    drop((cancel_place, place));
+    Ok(reason)
+}
+
+/// Ends the session on both sides and on the record; gives the reason.
+async fn end<J, W>(
+    pump: &mut Pump<AgentStream, upstream::UpstreamStream, J, W>,
+    ending: &Ending,
+    front: &Front,
+) -> String
+where
+    J: super::machine::Judge,
+    W: World,
+{
+    let (reason, answer) = match ending {
+        Ending::Agent => ("closed by the agent".to_owned(), None),
+        Ending::Server => ("closed by the server".to_owned(), None),
+        Ending::AgentBroke(error) => (format!("the agent's connection broke: {error}"), None),
+        Ending::ServerBroke(error) => {
+            let message = "the server's connection broke";
+            (format!("{message}: {error}"), Some(ErrorAnswer::fatal(answer::UPSTREAM_LOST, message)))
+        }
+        Ending::Idle => {
+            let limit = front.idle.unwrap_or_default();
+            let message = format!("no byte came for {limit:?}, the limit of limits.idle");
+            (message.clone(), Some(ErrorAnswer::fatal(IDLE, message)))
+        }
+        Ending::Told(answer) => (answer.message.clone(), Some(answer.clone())),
+        Ending::Fault(fault) => (fault.to_string(), Some(fault_answer(fault))),
+    };
+    // On the record first: the farewell may wait for an agent that does not read.
+    if let Err(error) = pump.machine.end(&reason) {
+        tracing::error!(%error, "the end of a session is not on the record");
+    }
+    if let Some(answer) = answer {
+        pump.machine.say_fatal(&answer);
+    }
+    pump.farewell().await;
+    reason
+}
+
+fn fault_answer(fault: &Fault) -> ErrorAnswer {
+    let text = format!("Weir ended this session: {fault}");
+    match fault {
+        Fault::Agent(_) | Fault::InCopy { .. } => ErrorAnswer::fatal(PROTOCOL_VIOLATION, text),
+        Fault::AgentFrame(_) => ErrorAnswer::fatal(LIMIT, text),
+        Fault::Server(_) | Fault::ServerFrame(_) => ErrorAnswer::fatal(answer::UPSTREAM_LOST, text),
+        Fault::Record(error) => record_failed(error),
+        Fault::Standing(answer) => (**answer).clone(),
+    }
+}
+
+fn record_failed(error: &StoreError) -> ErrorAnswer {
+    ErrorAnswer::fatal(RECORD_FAILED, format!("Weir ended this session: {error}"))
+        .hint("nothing is served that cannot be recorded; try again when the host's operator has mended the record")
+}
+
+/// The database to use, when user, database and settings are what the connection accepts.
+fn check_startup(target: &Target, startup: &Startup) -> Result<String, ErrorAnswer> {
+    let refuse = |what: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: {what}"));
+    if !target.accept_users.is_empty() && !target.accept_users.contains(&startup.user) {
+        let accepted = target.accept_users.join(", ");
+        return Err(refuse(format!("connection `{}` accepts no user `{}`", target.name, startup.user))
+            .hint(format!("use one of: {accepted}")));
+    }
+    for (name, value) in &startup.settings {
+        if !setting_is_free(name, value) {
+            return Err(refuse(format!("the setting `{name}` may not be set at start-up to this value")));
+        }
+    }
+    match &target.database {
+        Some(database) if *database != startup.database => {
+            Err(refuse(format!("connection `{}` has the database `{database}` alone", target.name))
+                .hint(format!("connect with dbname={database}")))
+        }
+        Some(_) | None => Ok(startup.database.clone()),
+    }
+}
+
+async fn connect(
+    run: &Run,
+    target: &Target,
+    caller: &Caller,
+    startup: &Startup,
+    database: &str,
+) -> Result<Upstream, ErrorAnswer> {
+    let own = if startup.application.is_empty() { String::new() } else { format!(" {}", startup.application) };
+    let parameters = StartupParameters {
+        database: database.to_owned(),
+        application_name: format!("weir:{}:{}{own}", run.agent, caller.id),
+        settings: startup.settings.clone(),
+    };
+    target.connect(&parameters).await.map_err(|error| {
+        tracing::warn!(%error, "the server is not reached");
+        let message = format!("Weir cannot reach the server of connection `{}`: {error}", target.name);
+        let hint = match &error {
+            ConnectError::Upstream(error) => error.failure.help().unwrap_or_default(),
+            ConnectError::Lookup { .. } => "",
+        };
+        ErrorAnswer::fatal(UPSTREAM, message).hint(hint)
+    })
+}
+
+fn session_start(
+    run: &Run,
+    target: &Target,
+    caller: &Caller,
+    identity: &Identity,
+    startup: &Startup,
+    database: &str,
+    tls: bool,
+) -> SessionStart {
+    let executable = std::fs::read_link(format!("/proc/{}/exe", caller.pid));
+    SessionStart {
+        session: caller.id,
+        agent: run.agent.to_string(),
+        run: run.id.to_string(),
+        issuer: identity.subject.issuer.to_string(),
+        subject: identity.subject.subject.to_string(),
+        groups: identity.groups.iter().map(|group| group.0.to_string()).collect(),
+        token_id: identity.token_id.clone(),
+        actor: identity.actor.clone(),
+        token_sha256: identity.token_sha256,
+        cgroup: run.cgroup.0,
+        pid: caller.pid,
+        uid: caller.uid,
+        executable: executable.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        connection: target.name.to_string(),
+        origin: caller.origin,
+        upstream: None,
+        asked_user: startup.user.clone(),
+        asked_database: startup.database.clone(),
+        user: target.upstream.user.to_string(),
+        database: database.to_owned(),
+        application: startup.application.clone(),
+        tls,
+    }
+}
+
+/// The start must be on the record before anything is served.
+async fn log_start(log: &mut SessionLog, start: SessionStart) -> Result<(), StoreError> {
+    let event = log.append(&Event::SessionStart(start))?;
+    log.receipt(event).await.map(drop)
+}
+
+async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
+    let cell = target.catalogs.cell(database);
+    if cell.current().is_none() || cell.is_stale() {
+        cell.fetch(target, database).await;
+    }
+    match cell.failure() {
+        None => Ok(cell),
+        Some(failure) => {
+            let message = format!("Weir cannot read the catalogue of database `{database}`: {failure}");
+            Err(ErrorAnswer::fatal(UPSTREAM, message))
+        }
+    }
+}
+
+/// A search path of the start-up message is in force beside the role's own.
+fn with_search_path(
+    mut names: crate::sql::SessionNames,
+    startup: &Startup,
+) -> Result<crate::sql::SessionNames, ErrorAnswer> {
+    for (_, value) in startup.settings.iter().filter(|(name, _)| name == "search_path") {
+        let path = crate::sql::SearchPath::parse(value);
+        let refuse = |why: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: search_path: {why}"));
+        let path = path.map_err(|error| refuse(error.to_string()))?;
+        let effect = crate::sql::NameEffect::SearchPath(path);
+        names.apply(&[effect]).map_err(|error| refuse(error.to_string()))?;
+    }
+    Ok(names)
+}
+
+/// What the agent reads before its first ReadyForQuery, and the cancel key in it.
+fn greet(
+    front: &Front,
+    run: &Run,
+    target: &Arc<Target>,
+    startup: &Startup,
+    upstream: &Upstream,
+) -> Result<(CancelPlace, BytesMut), NoSession> {
+    let mut greeting = BytesMut::new();
+    if startup.minor > 0 || !startup.extensions.is_empty() {
+        answer::negotiate_version(&mut greeting, &startup.extensions);
+    }
+    answer::authentication_ok(&mut greeting);
+    greeting.extend_from_slice(&upstream.greeting.parameter_frames);
+    greeting.extend_from_slice(&upstream.greeting.notice_frames);
+    let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, upstream.greeting.key);
+    let place = place.map_err(|error| NoSession::Silent(error.to_string()))?;
+    answer::backend_key(&mut greeting, place.key());
+    answer::ready_idle(&mut greeting);
+    Ok((place, greeting))
+}
+
+/// 32 hex digits that nobody can guess. Without randomness nothing is unguessable, so the name is then none at all.
+fn nonce() -> String {
+    let mut bytes = [0; 16];
+    if rand::fill(&mut bytes).is_err() {
+        tracing::error!("the system gives no random bytes");
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Ready when the session must end: its identity ended, or someone said so.
+async fn until_told(run: Arc<Run>, mut end: tokio::sync::watch::Receiver<Option<Arc<str>>>) -> ErrorAnswer {
+    let mut standing = run.subscribe();
+    loop {
+        match run.standing_now() {
+            Standing::Valid(_) => {}
+            ended => return no_standing(&ended),
+        }
+        if let Some(why) = end.borrow_and_update().as_ref() {
+            return ErrorAnswer::fatal(answer::SHUTDOWN, format!("Weir ended this session: {why}"));
+        }
+        tokio::select! {
+            changed = standing.changed() => if changed.is_err() {
+                return no_standing(&Standing::Ended);
+            },
+            changed = end.changed() => if changed.is_err() {
+                return ErrorAnswer::fatal(answer::SHUTDOWN, "Weir ended this session: it is no longer known");
+            },
+        }
+    }
+}
+
+/// What a session waits for beside its bytes.
+struct SessionWorld {
+    told: Pin<Box<dyn Future<Output = ErrorAnswer> + Send>>,
+    catalog: Arc<CatalogCell>,
+    target: Arc<Target>,
+    database: String,
+    fetch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl World for SessionWorld {
+    fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<ErrorAnswer> {
+        self.told.as_mut().poll(cx)
+    }
+
+    fn poll_fetched(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let fetch = self.fetch.get_or_insert_with(|| {
+            let (catalog, target, database) = (self.catalog.clone(), self.target.clone(), self.database.clone());
+            Box::pin(async move { catalog.fetch(&target, &database).await })
+        });
+        let done = fetch.as_mut().poll(cx);
+        if done.is_ready() {
+            self.fetch = None;
+        }
+        done
+    }
+}
