@@ -2,4 +2,6 @@
 
 mod decision;
 
-pub use decision::{Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict};
+pub use decision::{
+    Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict,
+};

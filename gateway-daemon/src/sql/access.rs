@@ -205,7 +205,9 @@ impl fmt::Display for Object {
         match self {
             Self::Database => f.write_str("database"),
             Self::Schema { schema } => f.write_str(schema),
-            Self::Relation { schema, name } | Self::Function { schema, name } => write!(f, "{schema}.{name}"),
+            Self::Relation { schema, name } | Self::Function { schema, name } => {
+                write!(f, "{schema}.{name}")
+            }
             Self::Setting { name } => f.write_str(name),
             Self::Other { kind, name } if name.is_empty() => f.write_str(kind),
             Self::Other { kind, name } => write!(f, "{kind} {name}"),
