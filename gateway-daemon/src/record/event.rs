@@ -1,209 +1,342 @@
 //! What is on the record. Everything here came through a checked type; statements and answers are the agent's own bytes.
+//!
+//! The numbers are the fields' places in the stored form (`FORMAT.md`): a new field takes the next one and is optional,
+//! none is ever used again.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, num::ParseIntError, str::FromStr, time::Duration};
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use super::exact;
+
 /// A session's name: the node's start time and a counter, in the order of time. Shown as 16 lower-case hex digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SessionId(pub u64);
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode,
+)]
+#[serde(into = "String", try_from = "String")]
+#[cbor(transparent)]
+pub struct SessionId(#[n(0)] pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+impl From<SessionId> for String {
+    fn from(id: SessionId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for SessionId {
+    type Error = ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
 
 /// One event. The store adds the sequence number and the time (UTC, never backwards on one node).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub enum Event {
     /// A connection was accepted, identified, and is served from here on.
-    SessionStart(SessionStart),
+    #[n(0)]
+    SessionStart(#[n(0)] SessionStart),
     /// A statement was asked for and decided.
-    Request(Request),
+    #[n(1)]
+    Request(#[n(0)] Request),
     /// A part of the answer to a request, as the agent gets it.
-    Answer(Answer),
+    #[n(2)]
+    Answer(#[n(0)] Answer),
     /// A part of what the agent sends behind a request: COPY … FROM STDIN.
-    CopyIn(Answer),
+    #[n(3)]
+    CopyIn(#[n(0)] Answer),
     /// How a request ended.
-    Outcome(Outcome),
+    #[n(4)]
+    Outcome(#[n(0)] Outcome),
     /// A session's end.
-    SessionEnd(SessionEnd),
+    #[n(5)]
+    SessionEnd(#[n(0)] SessionEnd),
     /// A connect that the kernel or the listener refused.
-    Refused(KernelRefusal),
+    #[n(6)]
+    Refused(#[n(0)] KernelRefusal),
     /// What people and the daemon itself did: enrolments, reloads, reads of the record, freezes, starts and stops.
-    Admin(AdminEvent),
+    #[n(7)]
+    Admin(#[n(0)] AdminEvent),
+}
+
+impl Event {
+    /// The session it belongs to; `None` for what happens outside any.
+    pub const fn session(&self) -> Option<SessionId> {
+        match self {
+            Self::SessionStart(start) => Some(start.session),
+            Self::Request(request) => Some(request.session),
+            Self::Answer(answer) | Self::CopyIn(answer) => Some(answer.session),
+            Self::Outcome(outcome) => Some(outcome.session),
+            Self::SessionEnd(end) => Some(end.session),
+            Self::Refused(_) | Self::Admin(_) => None,
+        }
+    }
 }
 
 /// See [`Event::SessionStart`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct SessionStart {
     /// The session.
+    #[n(0)]
     pub session: SessionId,
     /// The agent's configured name.
+    #[n(1)]
     pub agent: String,
     /// The run below which it was accepted.
+    #[n(2)]
     pub run: String,
     /// The token's issuer and subject.
+    #[n(3)]
     pub issuer: String,
     /// See `issuer`.
+    #[n(4)]
     pub subject: String,
     /// The groups in force, qualified.
+    #[n(5)]
     pub groups: Vec<String>,
     /// The token's `jti`.
+    #[n(6)]
     pub token_id: Option<String>,
     /// The token's `act`, as JSON.
+    #[n(7)]
     pub actor: Option<String>,
     /// SHA-256 of the token.
+    #[cbor(n(8), with = "minicbor::bytes")]
+    #[serde(with = "exact::hex")]
     pub token_sha256: [u8; 32],
     /// The enrolled cgroup's id.
+    #[n(9)]
     pub cgroup: u64,
     /// The process that connected, its user and its executable as /proc named it then.
+    #[n(10)]
     pub pid: u32,
     /// See `pid`.
+    #[n(11)]
     pub uid: u32,
     /// See `pid`; empty where the process was gone.
+    #[n(12)]
     pub executable: String,
     /// The declared connection's name.
+    #[n(13)]
     pub connection: String,
     /// The address that the agent asked for.
+    #[n(14)]
     pub origin: SocketAddr,
     /// The server's address that the daemon reached; absent when it reached none.
+    #[n(15)]
     pub upstream: Option<SocketAddr>,
     /// User and database that the agent named, and the ones used upstream.
+    #[n(16)]
     pub asked_user: String,
     /// See `asked_user`.
+    #[n(17)]
     pub asked_database: String,
     /// See `asked_user`.
+    #[n(18)]
     pub user: String,
     /// See `asked_user`.
+    #[n(19)]
     pub database: String,
     /// The agent's own `application_name`.
+    #[n(20)]
     pub application: String,
     /// Whether the agent's side is TLS.
+    #[n(21)]
     pub tls: bool,
 }
 
 /// How a statement arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub enum RequestKind {
     /// A Query message.
+    #[n(0)]
     Simple,
     /// A Parse message: the statement is read, and runs at an Execute.
+    #[n(1)]
     Prepare,
     /// An Execute of the extended protocol.
+    #[n(2)]
     Execute,
 }
 
 /// See [`Event::Request`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct Request {
     /// The session.
+    #[n(0)]
     pub session: SessionId,
     /// Counts the session's requests from 1.
+    #[n(1)]
     pub request: u64,
     /// How it arrived.
+    #[n(2)]
     pub kind: RequestKind,
     /// The statement as sent, secrets in it replaced by a keyed digest.
+    #[n(3)]
     pub sql: String,
     /// The parameters as sent: bytes (text or binary as `formats` says), `None` for NULL.
+    #[cbor(n(4), with = "exact::parameters")]
+    #[serde(with = "exact::parameters")]
     pub parameters: Vec<Option<Vec<u8>>>,
     /// One format code for each parameter: 0 text, 1 binary.
+    #[n(5)]
     pub formats: Vec<u16>,
     /// The parameters' type OIDs where the agent gave them, 0 where not.
+    #[n(6)]
     pub types: Vec<u32>,
     /// What the statement does, one a line for people: `select public.customers (id, name)`.
+    #[n(7)]
     pub accesses: Vec<String>,
     /// The decision.
+    #[n(8)]
     pub decision: DecisionRecord,
 }
 
 /// A decision on the record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct DecisionRecord {
     /// Whether it was allowed.
+    #[n(0)]
     pub allowed: bool,
     /// The `@id`s of the policies that said so.
+    #[n(1)]
     pub policies: Vec<String>,
     /// SHA-256 of the policy set.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    #[serde(with = "exact::hex")]
     pub set: [u8; 32],
     /// Why it was refused; empty when allowed.
+    #[n(3)]
     pub reason: String,
 }
 
 /// See [`Event::Answer`] and [`Event::CopyIn`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct Answer {
     /// The session.
+    #[n(0)]
     pub session: SessionId,
     /// The request it belongs to.
+    #[n(1)]
     pub request: u64,
     /// Whole messages of the protocol, header and body, as they cross the agent's side. The store splits and compresses.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    #[serde(with = "exact::bytes")]
     pub bytes: Vec<u8>,
 }
 
 /// See [`Event::Outcome`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct Outcome {
     /// The session.
+    #[n(0)]
     pub session: SessionId,
     /// The request it belongs to.
+    #[n(1)]
     pub request: u64,
     /// CommandComplete's tags, one for each statement of the request.
+    #[n(2)]
     pub tags: Vec<String>,
     /// Rows that the agent got.
+    #[n(3)]
     pub rows: u64,
     /// Bytes of the answer, recorded or not.
+    #[n(4)]
     pub bytes: u64,
     /// SHA-256 over the answer's bytes.
+    #[cbor(n(5), with = "minicbor::bytes")]
+    #[serde(with = "exact::hex")]
     pub digest: [u8; 32],
     /// Whether the answer's bytes went over the record's limit, so that only the digest speaks for the rest.
+    #[n(6)]
     pub truncated: bool,
     /// SQLSTATE and message of the error that ended it, if one did.
+    #[n(7)]
     pub error: Option<(String, String)>,
     /// From the request's last byte to the answer's last.
+    #[n(8)]
+    #[serde(rename = "duration_us", with = "exact::micros")]
     pub duration: Duration,
 }
 
 /// See [`Event::SessionEnd`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct SessionEnd {
     /// The session.
+    #[n(0)]
     pub session: SessionId,
     /// Why it ended: `closed by the agent`, `token expired`, `killed by root`…
+    #[n(1)]
     pub reason: String,
     /// Requests it made.
+    #[n(2)]
     pub requests: u64,
     /// Of those, refused ones.
+    #[n(3)]
     pub refused: u64,
     /// Rows it got.
+    #[n(4)]
     pub rows: u64,
     /// Bytes of answers it got.
+    #[n(5)]
     pub bytes: u64,
 }
 
 /// See [`Event::Refused`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct KernelRefusal {
     /// The agent, when the task lies in an enrolled cgroup.
+    #[n(0)]
     pub agent: Option<String>,
     /// The task.
+    #[n(1)]
     pub uid: u32,
     /// See `uid`.
+    #[n(2)]
     pub pid: u32,
     /// The task's name as the kernel has it (at most 15 bytes, the task's own choice).
+    #[n(3)]
     pub comm: String,
     /// The cgroup: the enrolled one, else the task's own.
+    #[n(4)]
     pub cgroup: u64,
     /// The address asked for.
+    #[n(5)]
     pub destination: SocketAddr,
     /// What was tried and why it was refused: `connect from outside any agent`, `udp to a protected target`…
+    #[n(6)]
     pub what: String,
     /// How many alike were folded into this event (at least 1).
+    #[n(7)]
     pub count: u64,
 }
 
 /// See [`Event::Admin`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct AdminEvent {
     /// The person's uid on this host; `None` for the daemon itself.
+    #[n(0)]
     pub uid: Option<u32>,
     /// What was done, a fixed word: `daemon-start`, `agent-enrol`, `policy-reload`, `record-read`…
+    #[n(1)]
     pub what: String,
     /// To what, and how, for people.
+    #[n(2)]
     pub detail: String,
 }

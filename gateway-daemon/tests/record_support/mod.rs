@@ -1,0 +1,89 @@
+//! Events for tests of the record.
+
+
+use std::time::Duration;
+
+use gateway_daemon::record::{
+    AdminEvent, DecisionRecord, Event, Outcome, Request, RequestKind, SessionId, SessionStart,
+};
+
+/// Runs a future to its end, with a deadline.
+pub fn wait<F: Future>(future: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), future).await.expect("in a minute") })
+}
+
+pub fn start(session: SessionId, agent: &str) -> SessionStart {
+    SessionStart {
+        session,
+        agent: agent.into(),
+        run: "run-1".into(),
+        issuer: "https://idp.example".into(),
+        subject: format!("{agent}@example"),
+        groups: vec!["corp/developers".into()],
+        token_id: Some("jti-1".into()),
+        actor: None,
+        token_sha256: [7; 32],
+        cgroup: 4711,
+        pid: 100,
+        uid: 1001,
+        executable: "/usr/bin/psql".into(),
+        connection: "orders".into(),
+        origin: "10.0.0.5:5432".parse().unwrap(),
+        upstream: Some("[::1]:5432".parse().unwrap()),
+        asked_user: "me".into(),
+        asked_database: "orders".into(),
+        user: "weir_orders".into(),
+        database: "orders".into(),
+        application: "psql".into(),
+        tls: true,
+    }
+}
+
+pub fn request(session: SessionId, request: u64, sql: &str, allowed: bool) -> Event {
+    let action = sql.split(' ').next().unwrap_or("").to_ascii_lowercase();
+    Event::Request(Request {
+        session,
+        request,
+        kind: RequestKind::Simple,
+        sql: sql.into(),
+        parameters: vec![Some(b"7".to_vec()), None, Some(vec![0xff, 0])],
+        formats: vec![0, 0, 1],
+        types: vec![23, 0, 17],
+        accesses: vec![format!("{action} public.customers (id, name)")],
+        decision: DecisionRecord {
+            allowed,
+            policies: vec!["read-only".into()],
+            set: [9; 32],
+            reason: if allowed { String::new() } else { "nothing permits it".into() },
+        },
+    })
+}
+
+pub fn outcome(session: SessionId, request: u64, rows: u64) -> Event {
+    Event::Outcome(Outcome {
+        session,
+        request,
+        tags: vec![format!("SELECT {rows}")],
+        rows,
+        bytes: 100 * rows,
+        digest: [3; 32],
+        truncated: false,
+        error: None,
+        duration: Duration::from_micros(1234),
+    })
+}
+
+pub fn admin(what: &str) -> Event {
+    Event::Admin(AdminEvent { uid: Some(0), what: what.into(), detail: "detail".into() })
+}
+
+/// A `DataRow` with one column of `len` bytes.
+pub fn answer_message(len: usize, fill: u8) -> Vec<u8> {
+    let mut message = vec![b'D'];
+    message.extend_from_slice(&u32::try_from(len + 10).unwrap().to_be_bytes());
+    message.extend_from_slice(&1u16.to_be_bytes());
+    message.extend_from_slice(&u32::try_from(len).unwrap().to_be_bytes());
+    message.resize(message.len() + len, fill);
+    message
+}
