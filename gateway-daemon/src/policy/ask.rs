@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use cedar_policy::{Authorizer, Context, Decision, Entities, EntityUid, PolicyId, PolicySet, Request, RestrictedExpression};
+use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Entities, EntityUid, PolicyId, PolicySet, Request, RestrictedExpression};
 
 use crate::sql::Columns;
 
@@ -47,7 +47,7 @@ pub(super) fn ask(
     let response = Authorizer::new().is_authorized(&request, policies, entities);
     let diagnostics = response.diagnostics();
     let mut reasons: Vec<_> = diagnostics.reason().cloned().collect();
-    let mut failed: Vec<_> = diagnostics.errors().map(|error| (error.policy_id().clone(), error.to_string())).collect();
+    let mut failed: Vec<_> = diagnostics.errors().map(failure).collect();
     reasons.sort_unstable();
     failed.sort_unstable();
     match (failed.into_iter().next(), response.decision(), reasons.is_empty()) {
@@ -58,6 +58,14 @@ pub(super) fn ask(
         (None, Decision::Allow, false) => (Outcome::Permitted, reasons),
         (None, Decision::Allow, true) => {
             (Outcome::Failed { message: "allowed, but by no policy".to_owned() }, reasons)
+        }
+    }
+}
+
+fn failure(error: &AuthorizationError) -> (PolicyId, String) {
+    match error {
+        AuthorizationError::PolicyEvaluationError(error) => {
+            (error.policy_id().clone(), error.inner().to_string())
         }
     }
 }
