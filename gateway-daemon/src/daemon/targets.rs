@@ -1,0 +1,182 @@
+//! From declared connections to protected addresses: names are resolved, again and again; an address that drops out of a
+//! name stays protected for the connection's linger time; a server on this host is protected at each of its addresses.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    config::{Config, Connection},
+    redirect::{Kernel, Network, Protected},
+};
+
+/// How often names are resolved again.
+pub(super) const REFRESH: Duration = Duration::from_secs(30);
+
+/// What is known of the names of all connections.
+#[derive(Debug, Default)]
+pub(super) struct Resolved {
+    /// By connection: when each address was last seen behind the name.
+    seen: HashMap<usize, HashMap<IpAddr, Instant>>,
+    /// Names that could not be resolved at the last try.
+    pub(super) failed: Vec<String>,
+}
+
+impl Resolved {
+    /// Resolves every name, and forgets what has lingered long enough.
+    pub(super) async fn refresh(&mut self, config: &Config) {
+        self.failed.clear();
+        for (index, connection) in config.connections.iter().enumerate() {
+            let seen = self.seen.entry(index).or_default();
+            let now = Instant::now();
+            match tokio::net::lookup_host((connection.host.as_str(), connection.port)).await {
+                Ok(addresses) => {
+                    for address in addresses {
+                        seen.insert(address.ip().to_canonical(), now);
+                    }
+                    seen.retain(|_, last| now.duration_since(*last) <= connection.linger);
+                }
+                // What was protected stays so: a resolver that fails must not open a road.
+                Err(error) => self.failed.push(format!("connection `{}`: {}: {error}", connection.name, connection.host)),
+            }
+        }
+    }
+
+    /// All that is to be protected.
+    pub(super) fn protected(&self, config: &Config) -> Vec<Protected> {
+        let own = own_addresses();
+        let mut table = Table::default();
+        for (index, connection) in config.connections.iter().enumerate() {
+            let number = u32::try_from(index).ok();
+            for network in &connection.targets {
+                table.add(network.address, network.prefix, network.port, number, Rank::Declared);
+            }
+            for &address in self.seen.get(&index).into_iter().flat_map(HashMap::keys) {
+                table.add(address, bits(address), connection.port, number, Rank::Declared);
+                if address.is_loopback() || own.contains(&address) {
+                    table.add_local(&own, connection, number);
+                }
+            }
+        }
+        for protect in &config.protect {
+            let network = protect.network;
+            table.add(network.address, network.prefix, network.port, None, Rank::Declared);
+        }
+        table.protected()
+    }
+}
+
+/// How sure it is that an address means a connection: what is declared counts over what follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Derived,
+    Declared,
+}
+
+/// What each network at each port means.
+#[derive(Debug, Default)]
+struct Table(BTreeMap<(IpAddr, u8, u16), (Rank, Option<u32>)>);
+
+impl Table {
+    fn add(&mut self, address: IpAddr, prefix: u8, port: u16, connection: Option<u32>, rank: Rank) {
+        let entry = self.0.entry((address, prefix, port)).or_insert((rank, connection));
+        match entry.0.cmp(&rank) {
+            std::cmp::Ordering::Less => *entry = (rank, connection),
+            // Two connections that follow from the same address: which is meant cannot be told, so neither.
+            std::cmp::Ordering::Equal if entry.1 != connection => entry.1 = None,
+            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => {}
+        }
+    }
+
+    /// A server on this host may listen on all its addresses: each of them leads to it, and so does no address at all.
+    fn add_local(&mut self, own: &[IpAddr], connection: &Connection, number: Option<u32>) {
+        let port = connection.port;
+        self.add(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8, port, number, Rank::Derived);
+        let unspecified = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        for &address in unspecified.iter().chain([&IpAddr::V6(Ipv6Addr::LOCALHOST)]).chain(own) {
+            self.add(address, bits(address), port, number, Rank::Derived);
+        }
+    }
+
+    fn protected(self) -> Vec<Protected> {
+        let mut protected = Vec::with_capacity(self.0.len());
+        for ((address, prefix, port), (_, connection)) in self.0 {
+            match Network::new(address, prefix) {
+                Ok(network) => protected.push(Protected { network, port, connection }),
+                // The configuration's check refuses such networks.
+                Err(error) => tracing::error!(%error, "a network cannot be protected"),
+            }
+        }
+        protected
+    }
+}
+
+const fn bits(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+/// The addresses of this host's interfaces.
+fn own_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        tracing::error!("the addresses of this host cannot be listed");
+        return Vec::new();
+    };
+    let mut addresses: Vec<IpAddr> = interfaces
+        .filter_map(|interface| interface.address)
+        .filter_map(|address| match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+            (None, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+            (None, None) => None,
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Keeps what is protected up to date, for as long as the daemon runs.
+pub(super) async fn keep_fresh(config: Arc<Config>, kernel: Arc<Kernel>, mut resolved: Resolved) {
+    let mut last = resolved.protected(&config);
+    loop {
+        tokio::time::sleep(REFRESH).await;
+        let failed_before = resolved.failed.clone();
+        resolved.refresh(&config).await;
+        for failure in resolved.failed.iter().filter(|failure| !failed_before.contains(failure)) {
+            tracing::warn!("a name cannot be resolved, its last addresses stay protected: {failure}");
+        }
+        let now = resolved.protected(&config);
+        if now == last {
+            continue;
+        }
+        match kernel.set_protected(&now) {
+            Ok(()) => {
+                tracing::info!(addresses = now.len(), "the protected addresses changed");
+                last = now;
+            }
+            Err(error) => tracing::error!(%error, "the protected addresses cannot be set; the last ones stay"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_declared_counts_over_what_follows_and_doubt_means_refused() {
+        let address: IpAddr = Ipv4Addr::LOCALHOST.into();
+        let mut table = Table::default();
+        table.add(address, 8, 5432, Some(0), Rank::Derived);
+        table.add(address, 8, 5432, Some(1), Rank::Derived);
+        table.add(address, 32, 5432, Some(0), Rank::Derived);
+        table.add(address, 32, 5432, Some(1), Rank::Declared);
+        let means: Vec<_> = table.0.values().map(|(_, connection)| *connection).collect();
+        assert_eq!(means, [None, Some(1)]);
+    }
+}
