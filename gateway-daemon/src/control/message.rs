@@ -1,0 +1,131 @@
+//! What the CLI asks and the daemon answers.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The first message of every connection: one verb.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case")]
+pub enum Request {
+    /// Start a command as an agent. Comes with the descriptors 0, 1, 2 of the command and, when a token file is
+    /// named, with that file opened by the caller. Answered by [`Reply::Started`], then by [`Reply::Stopped`] as often
+    /// as the command stops, at last by [`Reply::Exited`] or [`Reply::Killed`]; [`RunInput`]s may follow meanwhile.
+    Run(RunRequest),
+}
+
+/// What `weir run` asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// The configured agent's name.
+    pub agent: String,
+    /// Where the token lies, so that the daemon can watch for a newer one. Its present content is read from the fourth
+    /// descriptor alone: what the caller cannot open, the daemon does not open for them.
+    pub token_file: Option<PathBuf>,
+    /// The command and its arguments; never empty.
+    pub argv: Vec<Text>,
+    /// The caller's environment, not cleaned yet.
+    pub env: Vec<(Text, Text)>,
+    /// The caller's working folder, absolute.
+    pub cwd: Text,
+    /// Whether the terminals among the three descriptors are one pty that the caller made for this run, and how the
+    /// command begins on it.
+    pub terminal: Option<crate::launch::Ground>,
+}
+
+/// What the caller of a run may say while it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "input", rename_all = "kebab-case")]
+pub enum RunInput {
+    /// Send a signal to the command.
+    Signal {
+        /// Its number; only [`crate::launch::FORWARDED`] are taken.
+        signal: i32,
+    },
+    /// Let a stopped command go on.
+    Resume {
+        /// Whether it gets the terminal.
+        ground: crate::launch::Ground,
+    },
+    /// All output of the ended command has been read from the pty.
+    Drained,
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// The request is refused or failed; nothing follows.
+    Failed {
+        /// For the person who asked.
+        message: String,
+        /// What the CLI exits with: 127 when a command was not found, 126 when it could not be started, else 1.
+        exit_code: u8,
+    },
+    /// The command runs.
+    Started {
+        /// Its process, in the daemon's pid namespace.
+        pid: i32,
+    },
+    /// The command stopped and waits for [`RunInput::Resume`].
+    Stopped {
+        /// By which signal: SIGTSTP, SIGTTIN, …
+        signal: i32,
+    },
+    /// The command ended by itself.
+    Exited {
+        /// Its exit status.
+        code: u8,
+    },
+    /// The command was ended by a signal.
+    Killed {
+        /// Which one.
+        signal: i32,
+    },
+}
+
+/// A string of the operating system: JSON text where it is UTF-8, its bytes as numbers where it is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    /// UTF-8.
+    Utf8(String),
+    /// Anything else.
+    Bytes(Vec<u8>),
+}
+
+impl From<&OsStr> for Text {
+    fn from(text: &OsStr) -> Self {
+        match text.to_str() {
+            Some(utf8) => Self::Utf8(utf8.to_owned()),
+            None => Self::Bytes(text.as_bytes().to_vec()),
+        }
+    }
+}
+
+impl From<Text> for OsString {
+    fn from(text: Text) -> Self {
+        match text {
+            Text::Utf8(utf8) => utf8.into(),
+            Text::Bytes(bytes) => Self::from_vec(bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_that_is_not_utf8_survives_json() {
+        for bytes in [&b"plain"[..], b"\xff\xfe=", b""] {
+            let text = Text::from(OsStr::from_bytes(bytes));
+            let back: Text = serde_json::from_str(&serde_json::to_string(&text).unwrap()).unwrap();
+            assert_eq!(OsString::from(back).as_bytes(), bytes);
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The daemon's side of the control socket.
+
+use std::{
+    collections::HashMap,
+    fs::{DirBuilder, File, OpenOptions, Permissions},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustix::fs::FlockOperation;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::Interest,
+    net::{UnixListener, UnixStream},
+    time::timeout,
+};
+
+use super::{FrameError, Incoming, Outgoing, Reply, Step};
+
+/// How long a connection may stay silent before its request.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the other side may take to read one message.
+const SEND_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The pause after an `accept` that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many connections may be open at once. Root is counted but never refused: it must be able to mend things.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Of one user; each `weir run` holds one while it lasts.
+    pub per_uid: usize,
+    /// Of all users.
+    pub total: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { per_uid: 128, total: 1024 }
+    }
+}
+
+/// Why the control socket could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A daemon answers at this path, or holds its lock.
+    #[error("another daemon already serves `{path}`")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Someone but root could replace what lies in the folder.
+    #[error("`{folder}` must be a folder that only its owner, the daemon's user, can write to")]
+    UnsafeFolder {
+        /// The socket's folder.
+        folder: PathBuf,
+    },
+    /// Something that is not a socket lies at the path.
+    #[error("`{path}` is there and is not a socket: move it away")]
+    NotASocket {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {doing} `{path}`: {source}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// The listening control socket. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    open: Arc<Mutex<Open>>,
+    limits: Limits,
+    /// Held as long as the daemon serves; opened for root alone, so that no one else can take it.
+    _lock: File,
+}
+
+/// How many connections are open.
+#[derive(Debug, Default)]
+struct Open {
+    by_uid: HashMap<u32, usize>,
+    total: usize,
+}
+
+impl Server {
+    /// Makes the socket at `path` with the permission bits `mode`. Its folder is made (0755) where it is missing, and
+    /// a socket that nobody answers at is replaced. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Another daemon serves there, the folder is open to others, or the system refuses.
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, BindError> {
+        let io = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| BindError::Io { doing, path, source }
+        };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        make_folder(folder)?;
+        let lock_path = path.with_extension("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(io("open", &lock_path))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(BindError::InUse { path: path.to_owned() });
+        }
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(io("bind", path))?;
+        std::fs::set_permissions(path, Permissions::from_mode(mode))
+            .map_err(io("set the mode of", path))?;
+        let path = path.to_owned();
+        Ok(Self { listener, path, open: Arc::default(), limits: Limits::default(), _lock: lock })
+    }
+
+    /// Replaces the default [`Limits`].
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Waits for the next connection within the limits. One above them is told so and closed. Cancel safe.
+    pub async fn accept(&self) -> Connection {
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "control socket cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(peer) = Peer::of(&stream) else { continue };
+            match Slot::take(&self.open, self.limits, peer.uid) {
+                Some(slot) => {
+                    let incoming = Incoming::default();
+                    return Connection {
+                        peer,
+                        stream,
+                        incoming,
+                        first: First::Awaited,
+                        _slot: slot,
+                    };
+                }
+                None => refuse(&stream, peer.uid),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// One place among the open connections, given back on drop.
+#[derive(Debug)]
+struct Slot {
+    open: Arc<Mutex<Open>>,
+    uid: u32,
+}
+
+impl Slot {
+    fn take(open: &Arc<Mutex<Open>>, limits: Limits, uid: u32) -> Option<Self> {
+        let mut now = open.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = now.total;
+        let of_uid = now.by_uid.entry(uid).or_default();
+        if uid != 0 && (*of_uid >= limits.per_uid || total >= limits.total) {
+            return None;
+        }
+        *of_uid += 1;
+        now.total += 1;
+        drop(now);
+        Some(Self { open: Arc::clone(open), uid })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut now = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        now.total = now.total.saturating_sub(1);
+        if let Some(of_uid) = now.by_uid.get_mut(&self.uid) {
+            *of_uid = of_uid.saturating_sub(1);
+            if *of_uid == 0 {
+                now.by_uid.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// Who is at the other end, as the kernel noted it when they connected.
+#[derive(Debug)]
+pub struct Peer {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Process, in the daemon's pid namespace.
+    pub pid: i32,
+    /// That very process, whoever gets its number later; `None` before Linux 6.5 or when it is gone.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl Peer {
+    fn of(stream: &UnixStream) -> rustix::io::Result<Self> {
+        let of = rustix::net::sockopt::socket_peercred(stream)?;
+        let pid = of.pid.as_raw_nonzero().get();
+        let pidfd = crate::launch::peer_pidfd(stream.as_fd());
+        Ok(Self { uid: of.uid.as_raw(), gid: of.gid.as_raw(), pid, pidfd })
+    }
+}
+
+/// Whether the request has come, before which silence is cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Awaited,
+    Received,
+}
+
+/// Why nothing more can be said on a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The other side closed it.
+    #[error("the other side closed the connection")]
+    Closed,
+    /// It was silent, or did not read, for too long.
+    #[error("the other side took longer than {limit:?}")]
+    Deadline {
+        /// The limit.
+        limit: Duration,
+    },
+    /// What came was no message, or the socket failed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Who connected.
+    pub peer: Peer,
+    stream: UnixStream,
+    incoming: Incoming,
+    first: First,
+    _slot: Slot,
+}
+
+impl Connection {
+    /// The next message and its descriptors. Cancel safe: what had come stays.
+    ///
+    /// # Errors
+    /// The other side closed, was silent for ten seconds before its first message, or sent something else than a `T`.
+    pub async fn recv<T: DeserializeOwned>(
+        &mut self,
+    ) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
+        match self.first {
+            First::Received => self.recv_whenever().await,
+            First::Awaited => {
+                let limit = REQUEST_DEADLINE;
+                let got = timeout(limit, self.recv_whenever()).await;
+                let got = got.map_err(|_| ConnectionError::Deadline { limit })??;
+                self.first = First::Received;
+                Ok(got)
+            }
+        }
+    }
+
+    async fn recv_whenever<T: DeserializeOwned>(
+        &mut self,
+    ) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
+        loop {
+            match receive(&self.stream, &mut self.incoming).await? {
+                Step::More => {}
+                Step::Closed => return Err(ConnectionError::Closed),
+                Step::Message(message) => return Ok((message.parse()?, message.descriptors)),
+            }
+        }
+    }
+
+    /// Sends a message. Not cancel safe: one that is given up may be half sent.
+    ///
+    /// # Errors
+    /// The message is too long, the other side is gone, or it did not read for thirty seconds.
+    pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), ConnectionError> {
+        let sending = send(&self.stream, message, &[]);
+        let limit = SEND_DEADLINE;
+        timeout(limit, sending).await.map_err(|_| ConnectionError::Deadline { limit })??;
+        Ok(())
+    }
+}
+
+/// Reads once from a tokio socket, when it can be.
+pub(crate) async fn receive(
+    stream: &UnixStream,
+    incoming: &mut Incoming,
+) -> Result<Step, FrameError> {
+    let got = stream.async_io(Interest::READABLE, || match incoming.receive(stream.as_fd()) {
+        Err(FrameError::Io { source }) => Err(source),
+        other => Ok(other),
+    });
+    got.await.map_err(|source| FrameError::Io { source })?
+}
+
+/// Writes one message to a tokio socket.
+pub(crate) async fn send<T: Serialize>(
+    stream: &UnixStream,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), FrameError> {
+    let mut outgoing = Outgoing::new(message, descriptors)?;
+    loop {
+        let sent = stream.async_io(Interest::WRITABLE, || match outgoing.send(stream.as_fd()) {
+            Err(FrameError::Io { source }) => Err(source),
+            other => Ok(other),
+        });
+        if sent.await.map_err(|source| FrameError::Io { source })?? {
+            return Ok(());
+        }
+    }
+}
+
+/// Tells a connection above the limits why it is closed, without waiting for it.
+fn refuse(stream: &UnixStream, uid: u32) {
+    tracing::warn!(peer.uid = uid, "control connection above the limit refused");
+    let message = "too many connections to the daemon are open; end some and try again".to_owned();
+    let reply = Reply::Failed { message, exit_code: 1 };
+    // The socket is fresh: its buffer takes this at once, or the other side just sees the end.
+    if let Ok(mut outgoing) = Outgoing::new(&reply, &[]) {
+        let _ = outgoing.send(stream.as_fd());
+    }
+}
+
+fn make_folder(folder: &Path) -> Result<(), BindError> {
+    let io = |doing| move |source| BindError::Io { doing, path: folder.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(io("make"))?;
+    let found = std::fs::symlink_metadata(folder).map_err(io("look at"))?;
+    let own = found.uid() == rustix::process::geteuid().as_raw();
+    if !found.is_dir() || !own || found.mode() & 0o022 != 0 {
+        return Err(BindError::UnsafeFolder { folder: folder.to_owned() });
+    }
+    Ok(())
+}
+
+/// Removes a socket that a dead daemon left. The lock is held, so no other daemon is about to do the same.
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let io = |doing| move |source| BindError::Io { doing, path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io("look at")(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(io("remove"))
+        }
+        Err(error) => Err(io("ask at")(error)),
+        Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
+    }
+}
