@@ -213,10 +213,7 @@ impl Key {
 
 /// `use` and `key_ops` must agree where both are there (RFC 7517 section 4.3), and one must be.
 fn check_purpose(jwk: &Map<String, Value>) -> Result<(), KeyFault> {
-    let by_use = match jwk.get("use") {
-        None => None,
-        Some(purpose) => Some(purpose.as_str() == Some("sig")),
-    };
+    let by_use = jwk.get("use").map(|purpose| purpose.as_str() == Some("sig"));
     let by_operations = match jwk.get("key_ops") {
         None => None,
         Some(Value::Array(operations)) => {
