@@ -1,1 +1,371 @@
-//! See ARCHITECTURE.md.
+//! Puts the steps together: starts them in the order in which nothing is ever open, and keeps them running.
+
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use secrecy::SecretString;
+
+use crate::{
+    accept::{Accepted, Incoming, ListenError, Listener, PortKeeping},
+    config::{self, Config},
+    identity::{
+        self, Identity, Issuer, Registry, RegistryError, TokenError,
+        clock::{Clock, SystemClock},
+    },
+    launch::{Launcher, LauncherProcess, kill_cgroup},
+    policy::{self, Known, LoadErrors, Policies, PolicySet},
+    protocol::{
+        postgres::{
+            answer::{ErrorAnswer, NO_IDENTITY, UPSTREAM},
+            serve::{self, Front, Target},
+            tls::{CaError, HostCa},
+        },
+        sessions::Sessions,
+    },
+    record::{AdminEvent, Event, Recorder, StoreError},
+    redirect::{
+        Kernel, RedirectError,
+        cgroup::{CgroupError, CgroupId, CgroupRoot},
+    },
+};
+
+mod parts;
+mod refusals;
+mod runs;
+mod sockets;
+mod targets;
+mod verbs;
+
+pub use parts::StartError;
+
+/// How long sessions may finish what they are doing when the daemon is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How often Unix sockets are looked at.
+const SOCKETS: Duration = Duration::from_secs(30);
+/// How long a run's processes may take to go once they are killed.
+const CGROUP_GONE: Duration = Duration::from_secs(10);
+
+/// What the command line says beside the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Whether anything is recorded.
+    pub recording: Recording,
+    /// What keeps the listener's port.
+    pub port: PortKeeping,
+}
+
+/// Whether anything is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recording {
+    /// Everything.
+    On,
+    /// Nothing: `--unsafe-no-record`.
+    UnsafeOff,
+}
+
+/// The daemon's parts, shared by all that it serves.
+struct Weir {
+    config: Arc<Config>,
+    options: Options,
+    started: SystemTime,
+    cgroups: CgroupRoot,
+    kernel: Arc<Kernel>,
+    recorder: Recorder,
+    policies: Arc<Policies>,
+    issuers: Vec<Arc<Issuer>>,
+    registry: Arc<Registry>,
+    sessions: Arc<Sessions>,
+    ca: Arc<HostCa>,
+    targets: Vec<Arc<Target>>,
+    front: Arc<Front>,
+    launcher: Launcher,
+}
+
+/// Serves until it is told to stop. `launcher` was split off before anything was opened.
+///
+/// # Errors
+/// What kept it from starting; nothing is open then that was not open before.
+pub fn run(config: Config, options: Options, launcher: LauncherProcess) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.daemon.workers)
+        // Statements are parsed where they arrive; the parser's depth is bounded by this stack.
+        .thread_stack_size(crate::sql::PARSE_STACK_BYTES)
+        .thread_name("weir")
+        .enable_all()
+        .build()
+        .map_err(|source| StartError::Runtime { source })?;
+    let outcome = runtime.block_on(serve(config, options, launcher));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> Result<(), StartError> {
+    // Before anything is open: whoever stops the daemon from here on stops it in order.
+    let mut signals = Signals::new().map_err(|source| StartError::Runtime { source })?;
+    let (weir, resolved) = parts::assemble(config, options, launcher).await?;
+    let listener = Listener::bind(&weir.kernel, options.port)?;
+    let control = crate::control::Server::bind(&weir.config.control_socket(), 0o666)?;
+    let events = weir.kernel.events()?;
+    tokio::spawn(targets::keep_fresh(weir.config.clone(), weir.kernel.clone(), resolved));
+    tokio::spawn(refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events));
+    tokio::spawn(watch_sockets(weir.clone()));
+    tokio::spawn(verbs::serve(weir.clone(), control));
+    let accepting = tokio::spawn(accept(weir.clone(), listener));
+    weir.record_admin(None, "daemon-start", format!("version {}, {}", env!("CARGO_PKG_VERSION"), weir.recording_words()));
+    tracing::info!(
+        scope = %weir.config.daemon.scope, port = weir.config.daemon.listener_port,
+        connections = weir.config.connections.len(), "ready"
+    );
+    loop {
+        match signals.next().await {
+            Signal::Reload => weir.reload_policies(None).map(drop).unwrap_or_default(),
+            Signal::Stop => break,
+        }
+    }
+    tracing::info!(sessions = weir.sessions.count(), "stopping");
+    accepting.abort();
+    weir.sessions.end_all("the daemon stops");
+    let drained = async {
+        while weir.sessions.count() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!(sessions = weir.sessions.count(), "sessions did not end in time");
+    }
+    weir.record_admin(None, "daemon-stop", "in order; the programs stay and refuse".to_owned());
+    weir.recorder.close();
+    Ok(())
+}
+
+/// Takes connections, for as long as the listening sockets live.
+async fn accept(weir: Arc<Weir>, listener: Listener) {
+    loop {
+        match listener.accept().await {
+            Ok(Incoming::Accepted(accepted)) => {
+                let weir = weir.clone();
+                tokio::spawn(async move { weir.take(accepted).await });
+            }
+            Ok(Incoming::Straight { stream, peer }) => {
+                refusals::record_straight(&weir.recorder, peer, weir.config.daemon.listener_port);
+                drop(stream);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the listener broke; every agent is refused until the daemon is restarted");
+                return;
+            }
+        }
+    }
+}
+
+/// Withholds connections whose server's Unix sockets an agent could open, and gives them back when that is mended.
+async fn watch_sockets(weir: Arc<Weir>) {
+    loop {
+        weir.judge_sockets();
+        tokio::time::sleep(SOCKETS).await;
+    }
+}
+
+impl Weir {
+    /// Leads an accepted connection to its session.
+    async fn take(self: Arc<Self>, accepted: Accepted) {
+        let target = usize::try_from(accepted.connection).ok().and_then(|index| self.targets.get(index)).cloned();
+        let run = self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get()));
+        match (run, target) {
+            (Some(run), Some(target)) => serve::serve(self.front.clone(), accepted, run, target).await,
+            (None, _) => {
+                let text = "Weir does not know this run: it was started under another daemon, or has ended";
+                self.refuse(accepted, &ErrorAnswer::fatal(NO_IDENTITY, text)).await;
+            }
+            (Some(_), None) => {
+                let text = "Weir has no connection of that address any longer";
+                self.refuse(accepted, &ErrorAnswer::fatal(UPSTREAM, text)).await;
+            }
+        }
+    }
+
+    async fn refuse(&self, accepted: Accepted, answer: &ErrorAnswer) {
+        let refused = crate::record::KernelRefusal {
+            agent: None,
+            uid: accepted.uid,
+            pid: accepted.pid,
+            comm: String::new(),
+            cgroup: accepted.cgroup.get(),
+            destination: accepted.origin,
+            what: answer.message.clone(),
+            count: 1,
+        };
+        if let Err(error) = self.recorder.record(&Event::Refused(refused)) {
+            tracing::error!(%error, "a refusal is not on the record");
+        }
+        serve::refuse(accepted.stream, answer, self.config.limits.startup).await;
+    }
+
+    fn issuer(&self, name: &str) -> Option<Arc<Issuer>> {
+        self.issuers.iter().find(|issuer| issuer.name() == name).cloned()
+    }
+
+    /// Verifies a token for an agent.
+    async fn verify(&self, agent: &config::Agent, token: &SecretString) -> Result<Identity, TokenError> {
+        // The configuration's check saw to it that every agent has its issuer.
+        let Some(issuer) = self.issuer(&agent.issuer) else {
+            return Err(TokenError::OtherSubject { agent: agent.name.as_str().into() });
+        };
+        let verified = issuer.verify(token, SystemClock.now()).await?;
+        verified.into_identity(agent.name.as_str().into(), agent.subject.as_deref())
+    }
+
+    /// Loads the policies anew, all or nothing.
+    fn reload_policies(&self, uid: Option<u32>) -> Result<policy::Reload, String> {
+        let dir = &self.config.daemon.policies;
+        let reloaded = check_folder(dir)
+            .and_then(|()| self.policies.reload(dir, Some(&known(&self.config))).map_err(|errors| errors.to_string()));
+        match &reloaded {
+            Ok(reload) => {
+                tracing::info!(
+                    added = reload.added.len(), removed = reload.removed.len(), changed = reload.changed.len(),
+                    "the policies were reloaded"
+                );
+                let detail = format!("now {}, before {}", reload.now, reload.before);
+                self.record_admin(uid, "policy-reload", detail);
+            }
+            Err(faults) => {
+                tracing::error!("the policies were not reloaded, the last ones stay in force:\n{faults}");
+                self.record_admin(uid, "policy-reload-refused", faults.clone());
+            }
+        }
+        reloaded
+    }
+
+    fn judge_sockets(&self) {
+        for (connection, target) in self.config.connections.iter().zip(&self.targets) {
+            let open = sockets::open_to_agents(&self.config, connection);
+            let before = target.withheld.load_full();
+            match (&before, &open) {
+                (None, Some(why)) => tracing::error!(connection.id = %target.name, "withheld: {why}"),
+                (Some(_), None) => tracing::info!(connection.id = %target.name, "served again"),
+                (None, None) | (Some(_), Some(_)) => {}
+            }
+            target.withheld.store(open.map(Arc::new));
+        }
+    }
+
+    fn record_admin(&self, uid: Option<u32>, what: &str, detail: String) {
+        let event = Event::Admin(AdminEvent { uid, what: what.to_owned(), detail });
+        if let Err(error) = self.recorder.record(&event) {
+            tracing::error!(%error, what, "not on the record");
+        }
+    }
+
+    const fn recording_words(&self) -> &'static str {
+        match self.options.recording {
+            Recording::On => "recording",
+            Recording::UnsafeOff => "NOT RECORDING (--unsafe-no-record)",
+        }
+    }
+
+    /// Adds to an agent's environment what makes its clients trust Weir's certificates.
+    fn add_certificates(&self, env: &mut Vec<(OsString, OsString)>) {
+        let folder = &self.config.daemon.runtime_dir;
+        let (own, bundle) = (folder.join(CA_FILE), folder.join(BUNDLE_FILE));
+        for name in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PGSSLROOTCERT"] {
+            env.retain(|(key, _)| key != name);
+            let path = if name == "PGSSLROOTCERT" { &own } else { &bundle };
+            env.push((name.into(), path.into()));
+        }
+    }
+
+    fn remove_cgroup(&self, cgroup: &str) {
+        if let Err(error) = self.cgroups.remove(cgroup) {
+            tracing::warn!(%error, "a run's cgroup is left over");
+        }
+    }
+
+    /// Kills what lives in a run's cgroup, and forgets the cgroup once nothing does.
+    fn kill_and_remove(self: &Arc<Self>, cgroup: String, id: CgroupId) {
+        let weir = self.clone();
+        tokio::spawn(async move {
+            let folder = weir.cgroups.path(&cgroup);
+            let gone = async {
+                loop {
+                    // Again each time: a fork may have slipped in between.
+                    if let Err(error) = kill_cgroup(&folder)
+                        && error.kind() != io::ErrorKind::NotFound
+                    {
+                        tracing::error!(%error, cgroup, "a run cannot be killed");
+                    }
+                    if !weir.cgroups.is_populated(&cgroup).unwrap_or(false) {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            if tokio::time::timeout(CGROUP_GONE, gone).await.is_err() {
+                // Whatever lives on is still an agent to the kernel, without an identity: refused.
+                tracing::error!(cgroup, "processes of a run that ended live on; they are refused");
+                return;
+            }
+            weir.remove_cgroup(&cgroup);
+            if let Err(error) = weir.kernel.unenrol(id) {
+                tracing::error!(%error, "the kernel keeps a run's cgroup");
+            }
+        });
+    }
+}
+
+/// Weir's own CA certificate, for libpq.
+const CA_FILE: &str = "ca.pem";
+/// The system's roots and Weir's.
+const BUNDLE_FILE: &str = "ca-bundle.pem";
+
+/// What policies may speak of.
+pub fn known(config: &Config) -> Known {
+    Known {
+        agents: config.agents.iter().map(|agent| agent.name.clone()).collect(),
+        issuers: config.issuers.iter().map(|issuer| issuer.name.clone()).collect(),
+        connections: config.connections.iter().map(|connection| connection.name.clone()).collect(),
+    }
+}
+
+fn check_folder(dir: &Path) -> Result<(), String> {
+    // Root alone decides who may do what.
+    policy::check_guarded(dir, 0).map_err(|faults| {
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    })
+}
+
+/// What a signal asks for.
+enum Signal {
+    Reload,
+    Stop,
+}
+
+struct Signals {
+    hangup: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.hangup.recv() => Signal::Reload,
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.terminate.recv() => Signal::Stop,
+        }
+    }
+}

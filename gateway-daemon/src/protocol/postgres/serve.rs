@@ -620,3 +620,22 @@ impl World for SessionWorld {
         done
     }
 }
+
+/// Tells an agent that there is no session, in its own protocol: after its start-up message, without TLS, and for no
+/// longer than `deadline`.
+pub async fn refuse(mut stream: TcpStream, answer: &ErrorAnswer, deadline: Duration) {
+    let tell = async {
+        let mut read = BytesMut::new();
+        loop {
+            match next_opening(&mut stream, &mut read).await {
+                Ok(Opening::TlsRequest | Opening::GssRequest) => stream.write_all(b"N").await?,
+                Ok(Opening::Startup(_)) => break,
+                Ok(Opening::Cancel(_) | Opening::DirectTls) | Err(_) => return Ok(()),
+            }
+        }
+        stream.write_all(&answer.to_bytes()).await?;
+        stream.shutdown().await
+    };
+    // Whether it was heard is the agent's own affair.
+    let _: Result<std::io::Result<()>, _> = tokio::time::timeout(deadline, tell).await;
+}

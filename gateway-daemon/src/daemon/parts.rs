@@ -1,0 +1,433 @@
+//! The daemon's start: each part in the order in which nothing is open that should not be.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use arc_swap::ArcSwapOption;
+use aws_lc_rs::{hmac, rand};
+use tokio::task::spawn_blocking;
+
+use super::*;
+use crate::{
+    config::{Connection, Guard, UpstreamTls as TlsConfig},
+    control::BindError,
+    identity::{
+        issuer::{IssuerSettings, SettingsError},
+        token::TokenSettings,
+    },
+    protocol::postgres::{
+        cancels::Cancels,
+        catalogs::Catalogs,
+        machine::MachineLimits,
+        tls::{DeclaredNames, ServerNameEntry, bundle},
+        upstream::{ChannelBinding, Roots, TlsMode, TlsSettingsError, UpstreamSettings, UpstreamTls},
+    },
+    record::StoreSettings,
+    redirect::{RedirectSettings, UidRange},
+    secret::CredentialSource,
+    sql::{CacheLimits, ReadingCache},
+};
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The runtime or its signals.
+    #[error("the runtime cannot be started: {source}")]
+    Runtime {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The launcher.
+    #[error("the launcher cannot be reached: {source}")]
+    Launcher {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A folder or file of the daemon's own.
+    #[error("`{path}`: {source}", path = path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The policies have faults.
+    #[error("the policies cannot be used:\n{faults}")]
+    Policies {
+        /// All of them.
+        faults: String,
+    },
+    /// An issuer's settings.
+    #[error("issuer `{name}`: {source}")]
+    Issuer {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: SettingsError,
+    },
+    /// A connection's TLS.
+    #[error("connection `{name}`: {source}")]
+    Tls {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: TlsSettingsError,
+    },
+    /// A name cannot be resolved at the start: what is not known cannot be protected.
+    #[error("the addresses of a connection are not known:\n{failures}")]
+    Names {
+        /// Each.
+        failures: String,
+    },
+    /// An agent's user does not exist.
+    #[error("agent `{agent}`: the user `{user}` does not exist; make it with `useradd -r {user}`")]
+    NoUser {
+        /// The agent.
+        agent: String,
+        /// Its user.
+        user: String,
+    },
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes")]
+    Random,
+    /// The record.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The registry of runs.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The host CA.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// Cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The programs.
+    #[error("{0}")]
+    Redirect(#[from] RedirectError),
+    /// The listener.
+    #[error("{0}")]
+    Listen(#[from] ListenError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] BindError),
+}
+
+pub(super) async fn assemble(
+    config: Config,
+    options: Options,
+    launcher: LauncherProcess,
+) -> Result<(Arc<Weir>, targets::Resolved), StartError> {
+    let launcher = launcher.connect().map_err(|source| StartError::Launcher { source })?;
+    make_folder(&config.daemon.state_dir, 0o700)?;
+    make_folder(&config.daemon.runtime_dir, 0o755)?;
+    let policies = Arc::new(Policies::new(load_policies(&config)?));
+    let issuers = config.issuers.iter().map(issuer).collect::<Result<Vec<_>, _>>()?;
+    let recorder = open_record(&config, options.recording).await?;
+    let registry = Registry::open(&config.daemon.state_dir)?;
+    let ca = Arc::new(HostCa::open_or_create(&config.daemon.state_dir.join("ca"), declared_names(&config))?);
+    write_certificates(&config, &ca)?;
+    let mut resolved = targets::Resolved::default();
+    resolved.refresh(&config).await;
+    if !resolved.failed.is_empty() {
+        return Err(StartError::Names { failures: resolved.failed.join("\n") });
+    }
+    let cgroups = CgroupRoot::find()?;
+    let own = enter_cgroup(&config, &cgroups)?;
+    let kernel = Arc::new(start_kernel(&config, &cgroups, own, &resolved)?);
+    forget_ended_runs(&cgroups, &kernel)?;
+    let targets = config.connections.iter().map(target).collect::<Result<Vec<_>, _>>()?;
+    let sessions = Sessions::new(config.limits.connections, config.limits.connections_per_agent);
+    let front = Arc::new(Front {
+        recorder: recorder.clone(),
+        policies: policies.clone(),
+        cache: Arc::new(ReadingCache::new(CacheLimits::default())),
+        sessions: sessions.clone(),
+        cancels: Arc::new(Cancels::default()),
+        ca: ca.clone(),
+        limits: machine_limits(&config),
+        startup_deadline: config.limits.startup,
+        idle: config.limits.idle,
+        hint: config.daemon.refusal_hint.as_str().into(),
+        secrets: Arc::new(secrets_key(&config.daemon.state_dir.join("record.key"))?),
+    });
+    let weir = Weir {
+        config: Arc::new(config),
+        options,
+        started: SystemTime::now(),
+        cgroups,
+        kernel,
+        recorder,
+        policies,
+        issuers,
+        registry,
+        sessions,
+        ca,
+        targets,
+        front,
+        launcher,
+    };
+    weir.judge_sockets();
+    weir.say_what_is_unsafe();
+    Ok((Arc::new(weir), resolved))
+}
+
+impl Weir {
+    fn say_what_is_unsafe(&self) {
+        if self.options.recording == Recording::UnsafeOff {
+            tracing::warn!("--unsafe-no-record: NOTHING IS RECORDED; use it to measure, never to serve");
+        }
+        if self.config.daemon.scope != "/" {
+            tracing::warn!(
+                scope = %self.config.daemon.scope,
+                "the scope is not the root: sockets made outside of it are not caught"
+            );
+        }
+        if self.options.port == PortKeeping::ProgramsAlone {
+            tracing::warn!("the listener's port is not privileged: the bind programs alone keep it");
+        }
+    }
+}
+
+fn load_policies(config: &Config) -> Result<PolicySet, StartError> {
+    let dir = &config.daemon.policies;
+    check_folder(dir).map_err(|faults| StartError::Policies { faults })?;
+    let loaded = PolicySet::load(dir, Some(&known(config)));
+    let loaded = loaded.map_err(|errors: LoadErrors| StartError::Policies { faults: errors.to_string() })?;
+    for warning in &loaded.warnings {
+        tracing::warn!("policy: {warning}");
+    }
+    Ok(loaded.set)
+}
+
+fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
+    let named = |source| StartError::Issuer { name: issuer.name.clone(), source };
+    let algorithms = issuer.algorithms.iter().filter_map(|name| name.parse().ok()).collect();
+    let token = TokenSettings {
+        algorithms,
+        groups: issuer.groups.clone(),
+        leeway: issuer.leeway,
+        ..TokenSettings::new(&issuer.name, &issuer.issuer, &issuer.audience)
+    };
+    let settings =
+        IssuerSettings { ca_file: issuer.ca_file.clone(), stale_window: issuer.stale, ..IssuerSettings::new(token) };
+    Issuer::new(settings).map(Arc::new).map_err(named)
+}
+
+async fn open_record(config: &Config, recording: Recording) -> Result<Recorder, StartError> {
+    if recording == Recording::UnsafeOff {
+        return Ok(Recorder::without_record());
+    }
+    let settings = StoreSettings { window_bytes: config.store.window_bytes, ..StoreSettings::new(&config.store.dir) };
+    // Opening may repair a window after a crash.
+    let opened = spawn_blocking(move || Recorder::open(settings)).await;
+    let (recorder, findings) = opened.map_err(|_| StoreError::Closed)??;
+    for finding in &findings {
+        tracing::error!("the record: {}", finding.0);
+    }
+    Ok(recorder)
+}
+
+fn declared_names(config: &Config) -> DeclaredNames {
+    let mut names = DeclaredNames::new();
+    for connection in &config.connections {
+        if let Ok(name) = connection.host.parse::<ServerNameEntry>() {
+            names.add(name);
+        }
+        for network in &connection.targets {
+            if let Err(error) = names.add_network(network.address, network.prefix) {
+                tracing::warn!(connection.id = %connection.name, %error, "TLS to this range is not offered to agents");
+            }
+        }
+    }
+    names
+}
+
+/// Puts the certificates where agents read them.
+pub(super) fn write_certificates(config: &Config, ca: &HostCa) -> Result<(), StartError> {
+    let view = ca.show();
+    for (name, text) in [(CA_FILE, view.pem.clone()), (BUNDLE_FILE, bundle(&view))] {
+        let path = config.daemon.runtime_dir.join(name);
+        let fresh = path.with_extension("new");
+        let written = fs::write(&fresh, text)
+            .and_then(|()| fs::set_permissions(&fresh, fs::Permissions::from_mode(0o644)))
+            .and_then(|()| fs::rename(&fresh, &path));
+        written.map_err(|source| StartError::File { path, source })?;
+    }
+    Ok(())
+}
+
+/// Leaves the root cgroup: the daemon's own must lie below the scope, so that its sockets are seen, and be known from
+/// those of others.
+fn enter_cgroup(config: &Config, cgroups: &CgroupRoot) -> Result<CgroupId, StartError> {
+    let own = format!("{}/daemon", config.daemon.cgroup);
+    let now = cgroups.of_self().unwrap_or_else(|| "/".to_owned());
+    let service = now != "/" && now != config.daemon.scope && lies_below(&now, &config.daemon.scope);
+    // A service manager gave the daemon a cgroup of its own: nobody else's processes are in it.
+    if service && now.ends_with(".service") {
+        return Ok(cgroups.id(&now)?);
+    }
+    let id = cgroups.create(&own)?;
+    cgroups.enter(&own)?;
+    Ok(id)
+}
+
+fn lies_below(path: &str, scope: &str) -> bool {
+    scope == "/" || path.strip_prefix(scope).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn start_kernel(
+    config: &Config,
+    cgroups: &CgroupRoot,
+    daemon_cgroup: CgroupId,
+    resolved: &targets::Resolved,
+) -> Result<Kernel, StartError> {
+    let mut agent_uids = Vec::new();
+    for agent in &config.agents {
+        let user = nix::unistd::User::from_name(&agent.user).ok().flatten();
+        let no_user = || StartError::NoUser { agent: agent.name.clone(), user: agent.user.clone() };
+        let user = user.ok_or_else(no_user)?;
+        agent_uids.push(UidRange::single(user.uid.as_raw()));
+        agent_uids.extend(subordinate(&user.name, user.uid.as_raw()));
+    }
+    let allowed_uids: Vec<u32> = config
+        .allow
+        .iter()
+        .filter_map(|allow| match allow.who {
+            config::Allowed::Uid(uid) => Some(uid),
+            config::Allowed::Cgroup(_) => None,
+        })
+        .collect();
+    let mut allowed_cgroups = Vec::new();
+    for allow in &config.allow {
+        if let config::Allowed::Cgroup(cgroup) = &allow.who {
+            match cgroups.id(cgroup) {
+                Ok(id) => allowed_cgroups.push(id),
+                // Not there yet: refused until it is, and the daemon restarted.
+                Err(error) => tracing::warn!(%error, "an allowed cgroup is not there; it is refused"),
+            }
+        }
+    }
+    Ok(Kernel::start(&RedirectSettings {
+        scope: cgroups.path(&config.daemon.scope),
+        pins: config.daemon.pins.clone(),
+        listener_port: config.daemon.listener_port,
+        guard: match config.daemon.guard {
+            Guard::Host => crate::redirect::Guard::Host,
+            Guard::Agents => crate::redirect::Guard::Agents,
+        },
+        protected: resolved.protected(config),
+        allowed_uids,
+        allowed_cgroups,
+        agent_uids,
+        daemon_cgroup,
+    })?)
+}
+
+/// Subordinate uids of a user, as /etc/subuid has them: what the kernel sees of its processes in user namespaces.
+fn subordinate(name: &str, uid: u32) -> Vec<UidRange> {
+    let Ok(text) = fs::read_to_string("/etc/subuid") else { return Vec::new() };
+    let number = uid.to_string();
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let owner = fields.next()?;
+            let (first, count) = (fields.next()?.parse::<u32>().ok()?, fields.next()?.parse::<u32>().ok()?);
+            (owner == name || owner == number).then(|| UidRange::new(first, count)).flatten()
+        })
+        .collect()
+}
+
+/// Forgets cgroups of runs whose processes are gone. Those that live stay agents, without an identity.
+fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel) -> Result<(), StartError> {
+    for id in kernel.enrolled()? {
+        let path = cgroups.path_of(id);
+        if path.as_deref().is_some_and(|path| cgroups.is_populated(path).unwrap_or(true)) {
+            continue;
+        }
+        if let Some(path) = path
+            && let Err(error) = cgroups.remove(&path)
+        {
+            tracing::warn!(%error, "the cgroup of a run that ended is left over");
+        }
+        kernel.unenrol(id)?;
+    }
+    Ok(())
+}
+
+fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
+    let roots = match &connection.ca_file {
+        Some(file) => Roots::File(file.clone()),
+        None => Roots::System,
+    };
+    let mode = match connection.tls {
+        TlsConfig::Disable => TlsMode::Disable,
+        TlsConfig::Require => TlsMode::Require,
+        TlsConfig::VerifyCa => TlsMode::VerifyCa,
+        TlsConfig::VerifyFull => TlsMode::VerifyFull,
+    };
+    let tls = UpstreamTls::new(mode, &roots);
+    let tls = tls.map_err(|source| StartError::Tls { name: connection.name.clone(), source })?;
+    let channel_binding =
+        if connection.require_channel_binding { ChannelBinding::Require } else { ChannelBinding::Prefer };
+    Ok(Arc::new(Target {
+        name: connection.name.as_str().into(),
+        host: connection.host.clone(),
+        port: connection.port,
+        database: connection.database.clone(),
+        accept_users: connection.accept_users.clone(),
+        upstream: UpstreamSettings {
+            connection: connection.name.as_str().into(),
+            host: connection.host.as_str().into(),
+            tls,
+            channel_binding,
+            user: connection.user.as_str().into(),
+            credential: connection.password.clone().map(|password| Arc::new(CredentialSource::new(password))),
+            deadline: Duration::from_secs(15),
+        },
+        catalogs: Catalogs::default(),
+        withheld: ArcSwapOption::empty(),
+    }))
+}
+
+fn machine_limits(config: &Config) -> MachineLimits {
+    MachineLimits {
+        message_bytes: config.limits.message_bytes,
+        server_message_bytes: config.limits.server_message_bytes,
+        statement_bytes: config.limits.statement_bytes,
+        pipeline: config.limits.pipeline,
+        names: config.limits.prepared_statements,
+        answer_bytes: config.store.answer_bytes,
+    }
+}
+
+/// The key of the digests that stand for secrets on the record: made once, so that equal secrets stay equal.
+fn secrets_key(path: &Path) -> Result<hmac::Key, StartError> {
+    let file = |source| StartError::File { path: path.to_owned(), source };
+    let bytes = match fs::read(path) {
+        Ok(bytes) if bytes.len() == KEY_BYTES => bytes,
+        Ok(_) => return Err(file(io::Error::new(io::ErrorKind::InvalidData, "is not a key of 32 bytes; move it away"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut bytes = vec![0; KEY_BYTES];
+            rand::fill(&mut bytes).map_err(|_| StartError::Random)?;
+            use std::{io::Write, os::unix::fs::OpenOptionsExt};
+            let mut made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(file)?;
+            made.write_all(&bytes).and_then(|()| made.sync_all()).map_err(file)?;
+            bytes
+        }
+        Err(error) => return Err(file(error)),
+    };
+    Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+}
+
+const KEY_BYTES: usize = 32;
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
+    let file = |source| StartError::File { path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(file)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(file)
+}

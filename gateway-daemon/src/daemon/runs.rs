@@ -1,0 +1,314 @@
+//! `weir run`, on the daemon's side: who asks is checked, the token verified, the cgroup made, the run enrolled, and then the
+//! launcher starts the command in it.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::Read,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::unistd::{Group, Uid, User};
+use secrecy::{SecretString, zeroize::Zeroizing};
+
+use super::Weir;
+use crate::{
+    config,
+    control::{Connection, Reply, RunRequest, Text},
+    identity::{
+        self, Enrolment, Identity, Run, RunId,
+        token::MAX_TOKEN_LEN,
+        watch::{NamedBy, TokenFile, Watch},
+    },
+    launch::{self, LaunchError, RunSpec, Terminal},
+    record::{AdminEvent, Event},
+    redirect::cgroup::CgroupId,
+};
+
+/// How often a token file is looked at.
+const TOKEN_INTERVAL: Duration = Duration::from_secs(2);
+/// Groups whose members may speak to a container runtime, and so reach everything.
+const RUNTIME_GROUPS: [&str; 6] = ["docker", "containerd", "podman", "lxd", "incus-admin", "libvirt"];
+/// Folders in which container runtimes have their sockets.
+const RUNTIME_FOLDERS: [&str; 8] = [
+    "/run/docker.sock",
+    "/run/docker",
+    "/run/containerd",
+    "/run/crio",
+    "/run/podman",
+    "/run/buildkit",
+    "/var/lib/lxd",
+    "/var/lib/incus",
+];
+
+/// Why a run is not started, for the person who asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Refused {
+    message: String,
+    exit_code: u8,
+}
+
+impl Refused {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), exit_code: 1 }
+    }
+}
+
+impl From<LaunchError> for Refused {
+    fn from(error: LaunchError) -> Self {
+        Self { exit_code: error.exit_code(), message: error.to_string() }
+    }
+}
+
+/// Serves one `weir run` to its end.
+pub(super) async fn serve(weir: &Arc<Weir>, mut connection: Connection, request: RunRequest, descriptors: Vec<OwnedFd>) {
+    let uid = connection.peer.uid;
+    let agent = request.agent.clone();
+    if let Err(refused) = run(weir, &mut connection, request, descriptors).await {
+        tracing::info!(agent.id = %agent, uid, "a run was not started");
+        weir.record_admin(Some(uid), "run-refused", format!("agent `{agent}`: {}", refused.message));
+        let reply = Reply::Failed { message: refused.message, exit_code: refused.exit_code };
+        // Whoever asked may be gone.
+        let _ = connection.send(&reply).await;
+    }
+}
+
+async fn run(
+    weir: &Arc<Weir>,
+    connection: &mut Connection,
+    request: RunRequest,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(), Refused> {
+    let starter = connection.peer.uid;
+    let agent = weir.config.agent(&request.agent).ok_or_else(|| no_agent(&request.agent))?.clone();
+    may_start(&agent, starter)?;
+    let user = user_of(&agent)?;
+    let mut descriptors = descriptors.into_iter();
+    let (Some(stdin), Some(stdout), Some(stderr)) = (descriptors.next(), descriptors.next(), descriptors.next()) else {
+        return Err(Refused::new("the request came without its three descriptors; use `weir run`"));
+    };
+    let token_file = token_file(&agent, &request, starter)?;
+    let token = match descriptors.next() {
+        Some(file) => read_token(file)?,
+        None => token_file.read().map_err(|error| Refused::new(error.to_string()))?,
+    };
+    let identity = verify(weir, &agent, &token).await?;
+    let begun = begin(weir, &agent, &user, identity, starter, &token_file)?;
+    let spec = spec(weir, &agent, &user, &begun.folder, request, starter)?;
+    let mut running = weir.launcher.launch(spec, [stdin, stdout, stderr]).await?;
+    begun.run.note_pid(running.pid.unsigned_abs());
+    weir.record_admin(Some(starter), "run-start", format!("agent `{}`, run {}, pid {}", agent.name, begun.run.id, running.pid));
+    if connection.send(&Reply::Started { pid: running.pid }).await.is_ok() {
+        watch_token(weir, &agent, &begun.run, token_file);
+    }
+    let exit = launch::attend(connection, &mut running, &begun.folder).await;
+    weir.record_admin(Some(starter), "run-end", format!("agent `{}`, run {}: {exit:?}", agent.name, begun.run.id));
+    Ok(())
+}
+
+fn no_agent(name: &str) -> Refused {
+    Refused::new(format!("no agent `{}` is configured; add an [[agent]] of that name", name.escape_debug()))
+}
+
+/// Root may start any agent, others those that name them.
+pub(super) fn is_starter(agent: &config::Agent, uid: u32) -> bool {
+    if uid == 0 {
+        return true;
+    }
+    match User::from_uid(Uid::from_raw(uid)) {
+        Ok(Some(user)) => agent.starters.contains(&user.name),
+        Ok(None) | Err(_) => false,
+    }
+}
+
+fn may_start(agent: &config::Agent, uid: u32) -> Result<(), Refused> {
+    if is_starter(agent, uid) {
+        return Ok(());
+    }
+    Err(Refused::new(format!(
+        "uid {uid} may not start agent `{}`; root may add the user to its `starters`",
+        agent.name
+    )))
+}
+
+fn user_of(agent: &config::Agent) -> Result<User, Refused> {
+    let user = User::from_name(&agent.user).ok().flatten().ok_or_else(|| {
+        Refused::new(format!("agent `{}`: the user `{}` does not exist; make it with `useradd -r`", agent.name, agent.user))
+    })?;
+    if user.uid.is_root() {
+        return Err(Refused::new(format!("agent `{}`: the user `{}` is root", agent.name, agent.user)));
+    }
+    Ok(user)
+}
+
+/// Where a renewed token appears: what the starter names, else what the configuration says.
+fn token_file(agent: &config::Agent, request: &RunRequest, starter: u32) -> Result<TokenFile, Refused> {
+    let named = |path: PathBuf, named_by| TokenFile { path, named_by, starter };
+    match (&request.token_file, &agent.token_file) {
+        (Some(path), _) => Ok(named(path.clone(), NamedBy::Starter)),
+        (None, Some(path)) => Ok(named(path.clone(), NamedBy::Configuration)),
+        (None, None) => Err(Refused::new(format!(
+            "agent `{}` has no token; name one with --token-file, or configure `token_file`",
+            agent.name
+        ))),
+    }
+}
+
+/// Reads a token from a file that its caller opened: what they cannot open is not opened for them.
+pub(super) fn read_token_of(file: OwnedFd) -> Result<SecretString, String> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let limit = u64::try_from(MAX_TOKEN_LEN).unwrap_or(u64::MAX).saturating_add(3);
+    File::from(file).take(limit).read_to_end(&mut bytes).map_err(|error| format!("the token cannot be read: {error}"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| "the token is not text".to_owned())?;
+    Ok(text.trim_end_matches(['\r', '\n']).into())
+}
+
+fn read_token(file: OwnedFd) -> Result<SecretString, Refused> {
+    read_token_of(file).map_err(Refused::new)
+}
+
+async fn verify(weir: &Weir, agent: &config::Agent, token: &SecretString) -> Result<Identity, Refused> {
+    weir.verify(agent, token)
+        .await
+        .map_err(|error| Refused::new(format!("the token of agent `{}` is refused: {error}", agent.name)))
+}
+
+/// A run that is enrolled; dropping it ends it: its identity first, then whatever still runs in its cgroup.
+struct Begun {
+    weir: Arc<Weir>,
+    run: Arc<Run>,
+    cgroup: String,
+    kernel_id: CgroupId,
+    folder: PathBuf,
+}
+
+fn begin(
+    weir: &Arc<Weir>,
+    agent: &config::Agent,
+    user: &User,
+    identity: Identity,
+    starter: u32,
+    token_file: &TokenFile,
+) -> Result<Begun, Refused> {
+    let id: RunId = weir.registry.next_run_id();
+    let cgroup = format!("{}/agents/{}/{id}", weir.config.daemon.cgroup, agent.name);
+    let failed = |what: &str, error: &dyn std::fmt::Display| Refused::new(format!("{what}: {error}"));
+    let kernel_id = weir.cgroups.create(&cgroup).map_err(|error| failed("the run's cgroup cannot be made", &error))?;
+    let enrolment = Enrolment {
+        id,
+        uid: user.uid.as_raw(),
+        cgroup: identity::CgroupId(kernel_id.get()),
+        starter,
+        token_file: Some(token_file.path.clone()),
+        identity,
+    };
+    let folder = weir.cgroups.path(&cgroup);
+    let enrolled = weir.registry.enrol(enrolment);
+    let run = match enrolled {
+        Ok(run) => run,
+        Err(error) => {
+            weir.remove_cgroup(&cgroup);
+            return Err(Refused::new(error.to_string()));
+        }
+    };
+    let begun = Begun { weir: weir.clone(), run, cgroup, kernel_id, folder };
+    weir.kernel.enrol(kernel_id).map_err(|error| failed("the kernel does not take the run's cgroup", &error))?;
+    Ok(begun)
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Err(error) = self.weir.registry.end(self.run.id) {
+            tracing::error!(%error, "a run cannot be ended");
+        }
+        // First the processes, then the kernel's entry: as long as one lives, the cgroup must be an agent's.
+        self.weir.kill_and_remove(self.cgroup.clone(), self.kernel_id);
+    }
+}
+
+fn spec(
+    weir: &Weir,
+    agent: &config::Agent,
+    user: &User,
+    folder: &Path,
+    request: RunRequest,
+    starter: u32,
+) -> Result<RunSpec, Refused> {
+    let caller = request.env.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let account = launch::Account { name: agent.user.as_ref(), home: &user.dir, shell: &user.shell };
+    let mut env = launch::environment(caller, account);
+    weir.add_certificates(&mut env);
+    let mut cover: Vec<PathBuf> = RUNTIME_FOLDERS.iter().map(PathBuf::from).collect();
+    cover.extend(super::sockets::of_all(&weir.config));
+    Ok(RunSpec {
+        cgroup: folder.to_owned(),
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        groups: groups_of(user)?,
+        argv: request.argv,
+        env: env.into_iter().map(|(name, value)| (Text::from(&*name), Text::from(&*value))).collect(),
+        cwd: request.cwd,
+        terminal: request.terminal.map(|ground| Terminal { owner: starter, ground }),
+        cover,
+    })
+}
+
+/// The user's supplementary groups, without those that would reach a container runtime.
+fn groups_of(user: &User) -> Result<Vec<u32>, Refused> {
+    let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| Refused::new("the user's name holds a zero byte"))?;
+    let groups = nix::unistd::getgrouplist(&name, user.gid)
+        .map_err(|error| Refused::new(format!("the groups of `{}` cannot be read: {error}", user.name)))?;
+    let mut kept = Vec::new();
+    for gid in groups {
+        match Group::from_gid(gid) {
+            Ok(Some(group)) if RUNTIME_GROUPS.contains(&group.name.as_str()) => {}
+            Ok(Some(_) | None) if gid.as_raw() != 0 => kept.push(gid.as_raw()),
+            Ok(Some(_) | None) => {}
+            Err(error) => return Err(Refused::new(format!("group {gid} cannot be looked up: {error}"))),
+        }
+    }
+    Ok(kept)
+}
+
+fn watch_token(weir: &Arc<Weir>, agent: &config::Agent, run: &Arc<Run>, file: TokenFile) {
+    let Some(issuer) = weir.issuer(&agent.issuer) else { return };
+    let (news, mut told) = tokio::sync::mpsc::channel(8);
+    let watch = Watch {
+        run: run.clone(),
+        file,
+        issuer,
+        registry: weir.registry.clone(),
+        interval: TOKEN_INTERVAL,
+        news,
+    };
+    tokio::spawn(watch.until_the_end());
+    let recorder = weir.recorder.clone();
+    let name = agent.name.clone();
+    tokio::spawn(async move {
+        while let Some(news) = told.recv().await {
+            let (what, detail) = tell(&news);
+            tracing::info!(agent.id = %name, what, "token file");
+            let event = Event::Admin(AdminEvent { uid: None, what: what.into(), detail: format!("agent `{name}`: {detail}") });
+            if let Err(error) = recorder.record(&event) {
+                tracing::error!(%error, "news of a token file is not on the record");
+            }
+        }
+    });
+}
+
+fn tell(news: &identity::watch::News) -> (&'static str, String) {
+    use identity::watch::News;
+    match news {
+        News::Renewed { run, expires } => {
+            let until = jiff::Timestamp::try_from(*expires).map(|at| format!("{at:.0}")).unwrap_or_default();
+            ("token-renewed", format!("run {run}, until {until}"))
+        }
+        News::Refused { run, error } => ("token-refused", format!("run {run}: {error}")),
+        News::NotApplied { run, error } => ("token-refused", format!("run {run}: {error}")),
+        News::Unreadable { run, error } => ("token-unreadable", format!("run {run}: {error}")),
+    }
+}
