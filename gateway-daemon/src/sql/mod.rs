@@ -1,5 +1,29 @@
 //! Step "understand": a statement becomes a list of accesses. Knows neither tokio nor the configuration.
+//!
+//! A text passes byte checks (`parse`), becomes PostgreSQL's own parse tree, and is walked (`walk`) with the names that
+//! the session may mean (`names`) against a snapshot of the server's catalogues (`catalog`). What is on no list and of no
+//! known kind gives an access of [`Action::Unknown`]: nothing is let through for not being known.
 
 mod access;
+mod cache;
+mod catalog;
+mod lex;
+mod lists;
+mod names;
+mod parse;
+mod reading;
+mod redact;
+mod walk;
 
 pub use access::{Access, Action, Class, Columns, Name, Object};
+pub use cache::{CacheLimits, ReadingCache};
+pub use catalog::{Catalog, CatalogError, CatalogVersion, MAX_CATALOG_ROWS, Relation, RelationKind};
+pub use lex::{LexError, MAX_COMMENT_DEPTH};
+pub use names::{
+    MAX_IDENTIFIER_BYTES, MAX_PATH_SCHEMAS, MAX_SEARCH_PATHS, MAX_TEMPORARY, NameEffect, SearchPath, SearchPathError,
+    SessionNames, TooManyNames,
+};
+pub use parse::{MAX_NESTING, MAX_TEXT_BYTES, MAX_TOKENS, PARSE_STACK_BYTES, ReadError};
+pub use reading::{Discard, FunctionUse, Reading, StatementKind, StatementReading, TransactionControl};
+pub use redact::for_record;
+pub use walk::read;
