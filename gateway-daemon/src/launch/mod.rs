@@ -11,10 +11,11 @@
 //!   binary anew: it shares no memory, no environment and no descriptor with the daemon but one socket.
 //! - It ends when that socket does. Running agents stay as they are then: their connects are refused, as the daemon is.
 //! - What the command inherits is written out in [`RunSpec`] and in `child`; there is nothing else.
-//! - [`attend`] is the daemon's part while a run lasts.
+//! - [`attend`] is the daemon's part while a run lasts, [`client::run`] the caller's.
 
 mod attend;
 mod child;
+pub mod client;
 mod cover;
 mod descriptors;
 mod environment;

@@ -93,6 +93,11 @@ impl SignalSet {
         self.change_mask(libc::SIG_SETMASK)
     }
 
+    /// Blocks these signals in this thread, besides those that are.
+    pub(super) fn block(&self) -> io::Result<()> {
+        self.change_mask(libc::SIG_BLOCK)
+    }
+
     /// Lets these signals through in this thread; pending ones are delivered before this returns.
     pub(super) fn unblock(&self) -> io::Result<()> {
         self.change_mask(libc::SIG_UNBLOCK)
