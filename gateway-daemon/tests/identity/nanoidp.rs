@@ -5,7 +5,6 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Mutex,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -25,7 +24,7 @@ const STARTS_WITHIN: Duration = Duration::from_secs(60);
 struct NanoIdp {
     process: Child,
     port: u16,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl NanoIdp {
@@ -52,7 +51,7 @@ impl NanoIdp {
             .stderr(log)
             .spawn()
             .expect("nanoidp starts");
-        let mut provider = Self { process, port, _folder: folder };
+        let mut provider = Self { process, port, folder };
         provider.wait();
         provider
     }
@@ -61,7 +60,7 @@ impl NanoIdp {
         let deadline = Instant::now() + STARTS_WITHIN;
         while self.request("GET", "/.well-known/openid-configuration", "").is_none() {
             let log =
-                || std::fs::read_to_string(self._folder.path().join("log")).unwrap_or_default();
+                || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             assert!(
                 self.process.try_wait().expect("a child").is_none(),
                 "nanoidp ended: {}",
@@ -192,12 +191,15 @@ async fn a_real_provider_rotates_its_keys() {
     issuer.verify(&old, in_seconds(31)).await.expect("the provider still publishes the old key");
 }
 
-/// The program, installed if it isn't yet: where `cargo xtask setup` puts it too.
+/// The program, installed if it isn't yet: where `cargo xtask setup` puts it too. Tests are processes of their own under
+/// nextest, so a lock on a file beside it keeps them from installing it twice at once.
 fn program() -> PathBuf {
-    static INSTALLING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/nanoidp");
-    let program = folder.join("bin/nanoidp");
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
+    std::fs::create_dir_all(&tools).expect("a folder for tools");
+    let lock = std::fs::File::create(tools.join("nanoidp.lock")).expect("a lock");
+    lock.lock().expect("the lock");
+    let (folder, program) = (tools.join("nanoidp"), tools.join("nanoidp/bin/nanoidp"));
+    // pip puts what a package needs in place before the package itself.
     if !program.exists() {
         run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
         run(Command::new(folder.join("bin/pip")).args(["install", "--quiet", VERSION]));
