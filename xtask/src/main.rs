@@ -1,6 +1,7 @@
 //! Builds, tests, measures and shows Weir: `cargo xtask --help`. CI runs nothing that isn't a verb here.
 
 mod build;
+mod demo;
 mod lint;
 mod long;
 mod paths;
@@ -26,6 +27,8 @@ enum Verb {
     Setup,
     /// Build the complete `weir` for use: target/release/weir
     Build,
+    /// Show Weir at work with real programs: an agent, a database, and the ways round that are tried
+    Demo,
     /// Run every test, against real servers that are started for it
     Test(test::Options),
     /// Run what takes longer than CI may: the tests whose names contain NAME, with their long counts
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
     match Cli::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Build => build::run(),
+        Verb::Demo => demo::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Long(options) => long::run(&options),
         Verb::Lint => lint::run(),

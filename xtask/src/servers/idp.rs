@@ -1,13 +1,14 @@
 //! A real OIDC provider: nanoidp, with the people that it is started with; more can be added while it runs.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::paths;
 use crate::process::{Server, free_port, random_word};
@@ -73,6 +74,31 @@ impl Idp {
             Server::start(&program, &args, None, folder.join("idp.log"), Signal::TERM)?;
         server.wait_until(START_DEADLINE, |_| TcpStream::connect(("127.0.0.1", port)).is_ok())?;
         Ok(Self { folder, issuer, secret, _server: server })
+    }
+
+    /// A token for `person`, as the OAuth password grant gives it: valid for an hour.
+    pub(crate) fn token(&self, person: &Person<'_>) -> Result<String> {
+        let address = self.issuer.trim_start_matches("http://");
+        // Names and passwords here have nothing that a form escapes.
+        let form = format!(
+            "grant_type=password&client_id={CLIENT}&client_secret={}&username={}&password={}",
+            self.secret, person.name, person.password
+        );
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(START_DEADLINE))?;
+        // HTTP 1.0: the answer ends with the connection, and is never in chunks.
+        write!(
+            stream,
+            "POST /token HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        )?;
+        write!(stream, "Content-Length: {}\r\n\r\n{form}", form.len())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("the provider gave no body")?;
+        let body: Value = serde_json::from_str(body)
+            .with_context(|| format!("the provider answered {answer}"))?;
+        let token = body.get("access_token").and_then(Value::as_str);
+        Ok(token.with_context(|| format!("no token for {}: {body}", person.name))?.to_owned())
     }
 
     /// The private key that it signs with (PEM), for tests that make tokens which it wouldn't.

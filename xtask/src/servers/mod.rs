@@ -2,6 +2,7 @@
 
 mod idp;
 mod postgres;
+mod weir;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +13,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 pub(crate) use idp::{Idp, Person};
-pub(crate) use postgres::{Login, Postgres, postgres_bin};
+pub(crate) use postgres::{Postgres, Purpose, postgres_bin};
+pub(crate) use weir::{Declared, Weir};
 
 use crate::process::{self, TempDir, random_word};
 use crate::setup;
@@ -40,11 +42,7 @@ impl TestServers {
         let bpffs = Bpffs::mount(folder.path().join("bpf"))?;
         let cgroup = Cgroup::make("weir-test")?;
         let idp = Idp::start(folder.path().join("idp"), &[])?;
-        let postgres = Postgres::start(
-            &folder.path().join("postgres"),
-            Login::Password,
-            &["-c", "fsync=off"],
-        )?;
+        let postgres = Postgres::start(&folder.path().join("postgres"), Purpose::Tests)?;
         let password = random_word()?;
         for statement in upstream_role(&password) {
             postgres.sql("postgres", &statement)?;
@@ -107,11 +105,41 @@ const TABLES: &str = "
     INSERT INTO customers SELECT n, 'customer ' || n, 'c' || n || '@example.org', lpad(n::text, 16, '4') FROM generate_series(1, 100) n;
     INSERT INTO orders (customer_id, amount) SELECT 1 + n % 100, n * 1.5 FROM generate_series(1, 1000) n;";
 
-/// A bpffs for pins, so that tests don't depend on one that the host has.
-struct Bpffs(PathBuf);
+/// A Unix user that can't log in, removed when dropped.
+pub(crate) struct User(pub(crate) &'static str);
+
+impl User {
+    /// Makes it; one that an earlier run left behind is used.
+    pub(crate) fn make(name: &'static str) -> Result<Self> {
+        let user = Self(name);
+        if process::output(Command::new("id").arg(name)).is_err() {
+            let mut useradd = Command::new("useradd");
+            process::output(useradd.args([
+                "--system",
+                "--no-create-home",
+                "--shell",
+                "/usr/sbin/nologin",
+                name,
+            ]))?;
+        }
+        Ok(user)
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        if let Err(error) = process::output_always(Command::new("userdel").arg(self.0)) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// A bpffs for pins, so that nothing depends on one that the host has. All that is pinned there ends with it.
+pub(crate) struct Bpffs(pub(crate) PathBuf);
 
 impl Bpffs {
-    fn mount(path: PathBuf) -> Result<Self> {
+    /// Mounts one at `path`, which it makes.
+    pub(crate) fn mount(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path)?;
         process::output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&path))?;
         Ok(Self(path))
@@ -188,7 +216,7 @@ pub(crate) fn cgroup_root() -> Result<PathBuf> {
 }
 
 /// Gives `path` to the Unix user `name`.
-fn give_to(name: &str, path: &Path) -> Result<()> {
+pub(crate) fn give_to(name: &str, path: &Path) -> Result<()> {
     let id = |flag| -> Result<u32> {
         Ok(process::output(Command::new("id").args([flag, name]))?.trim().parse()?)
     };

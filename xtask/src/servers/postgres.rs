@@ -17,13 +17,15 @@ use crate::process::{self, Server, free_port};
 const USER: &str = "postgres";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How the server lets somebody in over TCP.
-#[derive(Clone, Copy)]
-pub(crate) enum Login {
-    /// SCRAM-SHA-256, with or without TLS.
-    Password,
-    /// Without a question, for measurements: a login would cost the same everywhere and hide what differs.
-    Trust,
+/// What the server is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Passwords by SCRAM; nothing survives a crash; a second Unix socket that everybody can open.
+    Tests,
+    /// Passwords by SCRAM.
+    Demo,
+    /// No question asked over TCP: a login would cost the same everywhere and hide what differs.
+    Bench,
 }
 
 /// A server that serves until this value is dropped, on 127.0.0.1 and ::1.
@@ -37,8 +39,8 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a cluster in `folder` and starts it with `settings`, arguments of `postgres`.
-    pub(crate) fn start(folder: &Path, login: Login, settings: &[&str]) -> Result<Self> {
+    /// Makes a cluster in `folder`, which it makes too, and starts it.
+    pub(crate) fn start(folder: &Path, purpose: Purpose) -> Result<Self> {
         let bin = postgres_bin()?;
         let (folder, port) = (folder.to_path_buf(), free_port()?);
         for (name, mode) in
@@ -57,19 +59,24 @@ impl Postgres {
             .arg(&data);
         process::output(initdb.current_dir(&folder))?;
         make_certificates(&folder)?;
-        fs::write(data.join("pg_hba.conf"), hba(login))?;
+        fs::write(data.join("pg_hba.conf"), hba(purpose))?;
         fs::write(data.join("pg_ident.conf"), "root root postgres\n")?;
+        let private = folder.join("sockets").display().to_string();
+        let (sockets, fsync) = match purpose {
+            Purpose::Tests => {
+                (format!("{private},{}", folder.join("open-sockets").display()), "off")
+            }
+            Purpose::Demo | Purpose::Bench => (private, "on"),
+        };
         let configuration = format!(
             "port = {port}\nlisten_addresses = '127.0.0.1,::1'\nmax_connections = 400\n\
-             unix_socket_directories = '{0}/sockets,{0}/open-sockets'\n\
+             unix_socket_directories = '{sockets}'\nfsync = {fsync}\n\
              ssl = on\nssl_cert_file = '{0}/server.crt'\nssl_key_file = '{0}/server.key'\n\
              shared_buffers = 256MB\nlogging_collector = off\n",
             folder.display()
         );
         fs::write(data.join("postgresql.auto.conf"), configuration)?;
-        let data = data.to_str().context("the path of the cluster isn't UTF-8")?;
-        let mut args = vec!["-D", data];
-        args.extend(settings);
+        let args = ["-D", data.to_str().context("the path of the cluster isn't UTF-8")?];
         let log = folder.join("postgres.log");
         let mut server = Server::start(&bin.join("postgres"), &args, Some(USER), log, Signal::INT)?;
         server.wait_until(START_DEADLINE, |server| {
@@ -108,10 +115,10 @@ impl Postgres {
 }
 
 /// Root is the superuser over the sockets; nobody else gets in there without a password.
-fn hba(login: Login) -> String {
-    let method = match login {
-        Login::Password => "scram-sha-256",
-        Login::Trust => "trust",
+fn hba(purpose: Purpose) -> String {
+    let method = match purpose {
+        Purpose::Tests | Purpose::Demo => "scram-sha-256",
+        Purpose::Bench => "trust",
     };
     format!(
         "local all postgres peer map=root\nlocal all all scram-sha-256\nhost all all samehost {method}\n"
