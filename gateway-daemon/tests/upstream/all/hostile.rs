@@ -28,6 +28,9 @@ enum Act {
     Stay,
 }
 
+/// Room for a busy machine.
+const DEADLINE: Duration = Duration::from_secs(3);
+
 async fn play(mut stream: TcpStream, script: Vec<Act>) {
     let mut buf = [0; 4096];
     for act in script {
@@ -47,7 +50,7 @@ async fn meet(mode: TlsMode, roots: &Roots, script: &[Act]) -> UpstreamError {
     let server =
         tokio::spawn(async move { play(listener.accept().await.unwrap().0, script).await });
     let mut settings = settings(mode, roots, "localhost", "scram");
-    settings.deadline = Duration::from_millis(1500);
+    settings.deadline = DEADLINE;
     let error =
         connect(&settings, address, &start("postgres")).await.expect_err("a hostile server");
     server.await.unwrap();
@@ -98,20 +101,20 @@ async fn a_hostile_server_is_refused_in_time_and_by_name() {
             "silence at once",
             TlsMode::VerifyFull,
             vec![Stay],
-            "no answer within 1.5s after the request for TLS",
+            "no answer within 3s after the request for TLS",
         ),
         (
             "silence in TLS",
             TlsMode::VerifyFull,
             vec![Read, say(b"S"), Stay],
-            "no answer within 1.5s in the TLS handshake",
+            "no answer within 3s in the TLS handshake",
         ),
-        ("silence", TlsMode::Disable, vec![Stay], "no answer within 1.5s while authenticating"),
+        ("silence", TlsMode::Disable, vec![Stay], "no answer within 3s while authenticating"),
         (
             "silence later",
             TlsMode::Disable,
             vec![Read, Say(trust.clone()), Stay],
-            "1.5s before ReadyForQuery",
+            "3s before ReadyForQuery",
         ),
         ("end", TlsMode::Disable, vec![Read], "closed the connection while authenticating"),
         (
@@ -145,14 +148,20 @@ async fn a_hostile_server_is_refused_in_time_and_by_name() {
             "claims 0 bytes",
         ),
     ];
-    for (case, mode, script, fault) in rows {
-        let begun = std::time::Instant::now();
-        let error = meet(mode, &trusted, &script).await;
-        let text = error.to_string();
-        assert!(text.contains(fault), "{case}: {text}");
-        assert!(!text.contains("honest"), "{case}: nobody vouches for this text: {text}");
-        assert!(begun.elapsed() < Duration::from_secs(10), "{case}");
+    let begun = std::time::Instant::now();
+    let meetings: Vec<_> = rows
+        .into_iter()
+        .map(|(case, mode, script, fault)| {
+            let roots = trusted.clone();
+            (case, fault, tokio::spawn(async move { meet(mode, &roots, &script).await.report() }))
+        })
+        .collect();
+    for (case, fault, meeting) in meetings {
+        let report = meeting.await.unwrap();
+        assert!(report.contains(fault), "{case}: {report}");
+        assert!(!report.contains("honest"), "{case}: nobody vouches for this text: {report}");
     }
+    assert!(begun.elapsed() < DEADLINE * 5, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
