@@ -14,7 +14,7 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::io::AsyncReadExt;
 use zeroize::Zeroizing;
 
@@ -293,7 +293,7 @@ impl SecretRef {
         let expires = parsed.expiry.map(|text| parse_expiry(&text)).transpose();
         self.usable(Credential {
             user: parsed.user,
-            password: SecretString::from(parsed.password),
+            password: parsed.password,
             expires: expires.map_err(|()| SecretError::Expiry { program })?,
         })
     }
@@ -310,8 +310,14 @@ fn credential_path(folder: Option<OsString>, name: &str) -> Result<PathBuf, Secr
 #[serde(deny_unknown_fields)]
 struct CommandOutput {
     user: Option<String>,
-    password: String,
+    #[serde(deserialize_with = "secret")]
+    password: SecretString,
     expiry: Option<String>,
+}
+
+/// Zeroized also when what follows it is refused.
+fn secret<'de, D: Deserializer<'de>>(source: D) -> Result<SecretString, D::Error> {
+    String::deserialize(source).map(SecretString::from)
 }
 
 fn parse_expiry(text: &str) -> Result<SystemTime, ()> {

@@ -227,7 +227,7 @@ async fn debug_shows_no_password() {
 fn counting(folder: &tempfile::TempDir, rest: &str) -> SecretRef {
     let count = folder.path().join("count");
     shell(&format!(
-        "echo >> {0}; n=$(wc -l < {0}); {rest} printf '{{\"password\":\"%s\",\"expiry\":\"%s\"}}' $n $(date -u -d '+3 seconds' +%FT%TZ)",
+        "echo >> {0}; n=$(wc -l < {0}); {rest} printf '{{\"password\":\"%s\",\"expiry\":\"%s\"}}' $n $(date -u -d '+5 seconds' +%FT%T.%NZ)",
         count.display()
     ))
 }

@@ -263,18 +263,25 @@ fn still_fits(
         && stored.subject().as_raw() == fresh.subject().as_raw()
         && constraints(&stored) == constraints(&fresh)
         && constraints(&stored).is_some();
-    let ends = u64::try_from(stored.validity().not_after.timestamp()).unwrap_or(0);
-    let ends = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(ends)).unwrap_or(now);
+    let ends = end_of(&stored);
     let fits = same && now.checked_add(CA_RENEWED_BEFORE).is_some_and(|soon| soon < ends);
     Ok(fits.then(|| CaCertificate { der: der.clone(), ends }))
 }
 
 fn issue_ca(folder: &Path, key: &KeyPair, names: &DeclaredNames) -> Result<CaCertificate, CaError> {
     let now = SystemTime::now();
-    let certificate = ca_certificate(key, names, now)?;
-    let der = certificate.der().clone();
+    let der = ca_certificate(key, names, now)?.der().clone();
+    // As the certificate says it, in whole seconds.
+    let ends = X509Certificate::from_der(&der).map_or(now, |(_, parsed)| end_of(&parsed));
     files::replace_certificate(&folder.join(CERTIFICATE_FILE), &files::certificate_pem(&der))?;
-    Ok(CaCertificate { der, ends: now.checked_add(CA_LIFETIME).unwrap_or(now) })
+    Ok(CaCertificate { der, ends })
+}
+
+fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_secs(seconds))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn ca_certificate(

@@ -1,14 +1,15 @@
 //! A connection that may be under TLS, on either side.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::{client, server};
@@ -64,14 +65,11 @@ where
     /// # Errors
     /// The connection's own.
     pub fn try_read_buf(&mut self, buf: &mut BytesMut, limit: usize) -> io::Result<Option<usize>> {
-        let held = buf.len();
-        buf.resize(held.saturating_add(limit), 0);
-        let mut into = ReadBuf::new(buf.get_mut(held..).unwrap_or_default());
-        let read = Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut into);
-        let count = into.filled().len();
-        buf.truncate(held.saturating_add(count));
-        match read {
-            Poll::Ready(read) => read.map(|()| Some(count)),
+        buf.reserve(limit);
+        let mut into = buf.limit(limit);
+        let read = std::pin::pin!(self.read_buf(&mut into));
+        match read.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(read) => read.map(Some),
             Poll::Pending => Ok(None),
         }
     }

@@ -48,3 +48,42 @@ fn pss_hash(algorithm: &SignatureAlgorithm<'_>) -> Option<&'static Algorithm> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Servers before PostgreSQL 16 fail on RSASSA-PSS themselves, so OpenSSL is the judge.
+    #[test]
+    fn the_hash_is_that_of_the_certificates_signature() {
+        let pss: &[&str] = &["-newkey", "rsa:2048", "-sigopt", "rsa_padding_mode:pss"];
+        let rsa: &[&str] = &["-newkey", "rsa:2048"];
+        for (key, hash, expected) in [
+            (pss, "-sha256", Some("-sha256")),
+            (pss, "-sha384", Some("-sha384")),
+            (pss, "-sha512", Some("-sha512")),
+            (rsa, "-sha1", Some("-sha256")),
+            (rsa, "-sha512", Some("-sha512")),
+            (rsa, "-sha3-256", None),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let openssl = |arguments: &[&str]| {
+                let done =
+                    Command::new("openssl").current_dir(&folder).args(arguments).output().unwrap();
+                assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+                done.stdout
+            };
+            let request = [
+                "req", "-x509", "-nodes", "-subj", "/CN=x", "-keyout", "key", "-outform", "DER",
+                "-out", "crt",
+            ];
+            openssl(&[&request[..], key, &[hash]].concat());
+            let certificate = std::fs::read(folder.path().join("crt")).unwrap();
+            let wanted = expected.map(|hash| openssl(&["dgst", hash, "-binary", "crt"]));
+            assert_eq!(tls_server_end_point(&certificate), wanted, "{key:?} {hash}");
+        }
+        assert_eq!(tls_server_end_point(b"no certificate"), None);
+    }
+}

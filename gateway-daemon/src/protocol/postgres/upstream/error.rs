@@ -1,6 +1,6 @@
 //! What can go wrong between Weir and a server, for people: what, on which connection, and what to do.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
     frame::{Fields, Frame},
@@ -9,16 +9,45 @@ use super::{
 use crate::secret::SecretError;
 
 /// A connection to a server that failed. Never holds a secret.
-#[derive(Debug, thiserror::Error)]
-#[error("connection `{connection}`, server {address}: {failure}")]
+#[derive(Debug)]
 pub struct UpstreamError {
     /// The connection's configured name.
     pub connection: Arc<str>,
     /// The server's address.
     pub address: SocketAddr,
     /// What happened.
-    #[source]
     pub failure: Failure,
+}
+
+impl UpstreamError {
+    /// Everything in one line: what happened, its causes, and what to do.
+    pub fn report(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        if let Some(help) = self.failure.help() {
+            text.push_str(" (");
+            text.push_str(help);
+            text.push(')');
+        }
+        text
+    }
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection `{}`, server {}: {}", self.connection, self.address, self.failure)
+    }
+}
+
+impl Error for UpstreamError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.failure.source() // the failure itself is in our own words already
+    }
 }
 
 /// Where in its beginning a connection stood.
@@ -73,7 +102,7 @@ pub enum Failure {
         limit: Duration,
     },
     /// The credential cannot be had.
-    #[error("the credential cannot be had: {0}")]
+    #[error("the credential cannot be had")]
     Credential(#[source] Arc<SecretError>),
     /// The server has no TLS.
     #[error("tls is `{mode}`, but the server does not offer TLS")]
@@ -151,7 +180,7 @@ pub enum Failure {
     )]
     Mechanisms,
     /// SCRAM failed.
-    #[error("SCRAM authentication failed: {0}")]
+    #[error("SCRAM authentication failed")]
     Scram(#[source] io::Error),
     /// Channel binding is required, and the server did without.
     #[error("channel binding is required, but {why}")]
@@ -236,6 +265,7 @@ impl Failure {
             Self::Certificate { .. } => {
                 "set `ca_file` to the CA that signed the server's certificate, and `host` to a name that stands in its subjectAltName"
             }
+            Self::HostName { .. } => "set `host` to the server's name or address",
             Self::NoPassword => "set `password` for the connection",
             Self::ClearPassword { .. } => {
                 "set `tls = \"verify-full\"`, or `scram-sha-256` in the server's pg_hba.conf"

@@ -2,7 +2,7 @@
 //! only Weir holds.
 //!
 //! In comes where to connect and as whom, out comes an [`Upstream`] that has said ReadyForQuery. The conversation
-//! itself is [`startup`], which knows no sockets; TLS verification is [`verify`]. Everything up to ReadyForQuery
+//! itself is [`startup`], which knows no sockets; TLS verification is `verify`. Everything up to ReadyForQuery
 //! has one deadline, and every message and their number a limit. Documents: `PostgreSQL` manual, chapters
 //! "Message Flow" and "SASL Authentication"; RFC 5802, RFC 5929, RFC 7677.
 

@@ -9,7 +9,7 @@
 //! Anything else is an error, and an error stays. AuthenticationOk is taken only where an arrow shows it: a server
 //! that breaks off SCRAM has not proved that it knows the password.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::authentication::{
@@ -70,7 +70,6 @@ pub enum Transport {
 }
 
 /// What to do next.
-#[derive(Debug)]
 pub enum Progress {
     /// Read more.
     More,
@@ -114,8 +113,20 @@ struct Pieces {
     notice_frames: BytesMut,
 }
 
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::More => f.write_str("More"),
+            Self::Send(bytes) => write!(f, "Send({} bytes)", bytes.len()),
+            Self::Ready(kind, greeting) => {
+                f.debug_tuple("Ready").field(kind).field(greeting).finish()
+            }
+        }
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Asked => "Asked",
             Self::Answered(_) => "Answered",

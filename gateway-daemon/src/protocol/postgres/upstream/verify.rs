@@ -162,7 +162,17 @@ pub(super) fn certificate_fault(error: &Error) -> Option<String> {
             format!("the server's certificate begins at {}", time(*not_before))
         }
         CertificateError::BadSignature => "the server's certificate is not signed by the CA that it names".to_owned(),
-        CertificateError::Other(OtherError(other)) => format!("the server's certificate cannot be used: {other}"),
+        // webpki's own errors, which rustls does not tell apart.
+        CertificateError::Other(OtherError(other)) => match other.to_string().as_str() {
+            "CaUsedAsEndEntity" => {
+                "the server shows a certificate of a CA as its own: self-signed, and it doesn't stand in ca_file"
+                    .to_owned()
+            }
+            "UnsupportedCertVersion" => {
+                "the server's certificate is of X.509 version 1, without extensions: issue one of version 3".to_owned()
+            }
+            other => format!("the server's certificate cannot be used: {other}"),
+        },
         other => format!("the server's certificate cannot be used: {other}"),
     })
 }
