@@ -27,3 +27,12 @@ pub use parse::{MAX_NESTING, MAX_TEXT_BYTES, MAX_TOKENS, PARSE_STACK_BYTES, Read
 pub use reading::{Discard, FunctionUse, Reading, StatementKind, StatementReading, TransactionControl};
 pub use redact::for_record;
 pub use walk::read;
+
+/// Whether an agent may set a setting to this value at the start of its session: the same list that SET goes by.
+pub fn setting_is_free(name: &str, value: &str) -> bool {
+    match lists::setting_rule(name) {
+        Some(lists::SettingRule::Set) => true,
+        Some(lists::SettingRule::Only(values)) => values.iter().any(|allowed| allowed.eq_ignore_ascii_case(value)),
+        Some(lists::SettingRule::Show) | None => false,
+    }
+}

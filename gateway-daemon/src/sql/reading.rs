@@ -194,6 +194,13 @@ pub enum Discard {
     Temporary,
 }
 
+impl From<StatementReading> for Reading {
+    /// The reading of one statement by itself, to be judged where it is executed or fetched from by name.
+    fn from(statement: StatementReading) -> Self {
+        Self { statements: vec![statement], reuse: Reuse::Never, secrets: Vec::new() }
+    }
+}
+
 impl Reading {
     /// All effects on names, in order: to be given to [`super::SessionNames::apply`] before the text is forwarded.
     pub fn effects(&self) -> impl Iterator<Item = &NameEffect> {

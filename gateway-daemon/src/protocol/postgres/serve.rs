@@ -433,7 +433,7 @@ fn check_startup(target: &Target, startup: &Startup) -> Result<String, ErrorAnsw
             .hint(format!("use one of: {accepted}")));
     }
     for (name, value) in &startup.settings {
-        if !setting_is_free(name, value) {
+        if name != "search_path" && !setting_is_free(name, value) {
             return Err(refuse(format!("the setting `{name}` may not be set at start-up to this value")));
         }
     }
