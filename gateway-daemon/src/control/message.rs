@@ -8,6 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::record::{LogFilter, SessionFilter};
+
 /// The first message of every connection: one verb.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case")]
@@ -16,6 +18,84 @@ pub enum Request {
     /// named, with that file opened by the caller. Answered by [`Reply::Started`], then by [`Reply::Stopped`] as often
     /// as the command stops, at last by [`Reply::Exited`] or [`Reply::Killed`]; [`RunInput`]s may follow meanwhile.
     Run(RunRequest),
+    /// Say how the daemon is. Answered by [`Reply::Row`].
+    Status,
+    /// Load the policies anew. Root only. Answered by [`Reply::Text`].
+    PolicyReload,
+    /// Say who may do what by the policies in force. Answered by [`Reply::Text`], or [`Reply::Row`]s.
+    PolicyDoc {
+        /// Rows instead of a text.
+        json: bool,
+    },
+    /// Decide a statement as if an agent had sent it; nothing is forwarded. Answered by [`Reply::Row`].
+    Explain(ExplainRequest),
+    /// Read the record. Answered by [`Reply::Row`]s, then [`Reply::Done`].
+    Record(RecordRequest),
+    /// End a session. Root only. Answered by [`Reply::Text`].
+    SessionKill {
+        /// Its name.
+        session: String,
+    },
+    /// List agents, their runs and who is frozen. Answered by [`Reply::Row`]s, then [`Reply::Done`].
+    AgentList,
+    /// Refuse an agent everything, until it is thawed. Root only. Answered by [`Reply::Text`].
+    AgentFreeze {
+        /// The agent.
+        agent: String,
+    },
+    /// Take a freeze back. Root only. Answered by [`Reply::Text`].
+    AgentThaw {
+        /// The agent.
+        agent: String,
+    },
+    /// Bring a new token for an agent's runs; comes with the opened token file. Root, or who may start the agent.
+    /// Answered by [`Reply::Text`].
+    AgentRefresh {
+        /// The agent.
+        agent: String,
+    },
+    /// Show the host CA. Answered by [`Reply::Row`].
+    CaShow,
+    /// Make a new host CA. Root only. Answered by [`Reply::Row`].
+    CaRotate,
+}
+
+/// What `weir explain` asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainRequest {
+    /// The configured agent's name.
+    pub agent: String,
+    /// Groups to assume, qualified; those of the agent's newest run when there are none.
+    pub groups: Vec<String>,
+    /// The declared connection's name.
+    pub connection: String,
+    /// The database; the connection's own when it has only one.
+    pub database: Option<String>,
+    /// The statement.
+    pub sql: String,
+}
+
+/// What is read of the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "part", rename_all = "kebab-case")]
+pub enum RecordRequest {
+    /// The sessions, newest first.
+    Sessions {
+        /// Which.
+        filter: SessionFilter,
+    },
+    /// One session whole, answers included.
+    Show {
+        /// Its name.
+        session: String,
+    },
+    /// Requests, refusals and acts, in order.
+    Log {
+        /// Which.
+        filter: LogFilter,
+        /// Go on with what comes.
+        follow: bool,
+    },
 }
 
 /// What `weir run` asks for.
@@ -66,6 +146,18 @@ pub enum Reply {
         /// What the CLI exits with: 127 when a command was not found, 126 when it could not be started, else 1.
         exit_code: u8,
     },
+    /// An answer for people.
+    Text {
+        /// Lines, without escapes of a terminal.
+        text: String,
+    },
+    /// One of many things.
+    Row {
+        /// As `--json` shows it.
+        row: serde_json::Value,
+    },
+    /// Nothing follows.
+    Done,
     /// The command runs.
     Started {
         /// Its process, in the daemon's pid namespace.
