@@ -1,2 +1,294 @@
 //! Types shared by kernel and user space, nothing else.
+//!
+//! The eBPF programs write these into maps and the daemon reads them, built by two compilers: all are `repr(C)`, of
+//! fixed widths and without padding, and sizes and offsets are asserted below. Whoever changes one, or a map's kind,
+//! gives [`LAYOUT`] a new name: pinned maps of another layout are never adopted.
+//!
+//! Addresses are four words as the kernel gives them (network byte order); IPv4 is kept in its mapped form
+//! `::ffff:a.b.c.d`, so that one map serves both families.
 #![no_std]
+
+use core::mem::{align_of, offset_of, size_of};
+
+/// Names the layout of everything in this crate: the folder below which maps and links are pinned.
+pub const LAYOUT: &str = "layout-1";
+
+/// The deepest level of a cgroup, counted from the hierarchy's root, that the programs look at. What lies deeper is
+/// refused, since a loop in a program needs an end.
+pub const DEEPEST_CGROUP: u32 = 16;
+
+/// The third word of an IPv4 address in its mapped form, network byte order.
+pub const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// The value in [`maps::TARGETS`] of an address that is protected without belonging to a connection: nobody but those
+/// who are allowed reaches it, agents included.
+pub const NO_CONNECTION: u32 = u32::MAX;
+
+/// The maps' names, as the object and the pins have them, and their capacities.
+pub mod maps {
+    /// `Array<Config, 1>`.
+    pub const CONFIG: &str = "CONFIG";
+    /// `Array<u32, 65536>`: what a destination's port can mean ([`crate::PORT_PROTECTED`], [`crate::PORT_LISTENER`]).
+    /// The first look-up of every connect, and for nearly all of them the last.
+    pub const PORTS: &str = "PORTS";
+    /// `LpmTrie<Destination, u32>`: the protected addresses, single ones and ranges, port first. The value is the
+    /// connection's index or [`crate::NO_CONNECTION`].
+    pub const TARGETS: &str = "TARGETS";
+    /// `HashMap<u64, u32>`: a cgroup's id to its [`crate::CgroupKind`].
+    pub const CGROUPS: &str = "CGROUPS";
+    /// `HashMap<u32, u32>`: the uids that may connect to protected addresses.
+    pub const ALLOWED_UIDS: &str = "ALLOWED_UIDS";
+    /// `LpmTrie<u32, u32>`: the agents' uids and subordinate uids (big-endian), for the guard `agents`.
+    pub const AGENT_UIDS: &str = "AGENT_UIDS";
+    /// `HashMap<Flow, Note>`: connections whose handshake runs.
+    pub const PENDING: &str = "PENDING";
+    /// `SkStorage<Note>`: the note of a socket.
+    pub const NOTES: &str = "NOTES";
+    /// `RingBuf` of [`crate::KernelEvent`]s.
+    pub const EVENTS: &str = "EVENTS";
+    /// `PerCpuArray<u64, 1>`: events that found the ring full.
+    pub const DROPPED: &str = "DROPPED";
+
+    /// All of them.
+    pub const ALL: [&str; 10] =
+        [CONFIG, PORTS, TARGETS, CGROUPS, ALLOWED_UIDS, AGENT_UIDS, PENDING, NOTES, EVENTS, DROPPED];
+
+    /// Entries of [`TARGETS`].
+    pub const TARGETS_CAPACITY: usize = 65_536;
+    /// Entries of [`CGROUPS`].
+    pub const CGROUPS_CAPACITY: usize = 16_384;
+    /// Entries of [`ALLOWED_UIDS`].
+    pub const ALLOWED_UIDS_CAPACITY: usize = 1_024;
+    /// Entries of [`AGENT_UIDS`]; a range of uids takes several.
+    pub const AGENT_UIDS_CAPACITY: usize = 65_536;
+    /// Entries of [`PENDING`]: one for each handshake that runs.
+    pub const PENDING_CAPACITY: usize = 65_536;
+    /// Bytes of [`EVENTS`].
+    pub const EVENTS_BYTES: usize = 256 * 1024;
+}
+
+/// The programs' names, in the order in which they are attached: what carries notes and keeps the port stands before
+/// what writes the first note.
+pub const PROGRAMS: [&str; 10] = [
+    "carry_note",
+    "bind4",
+    "bind6",
+    "sock_create",
+    "getpeername4",
+    "getpeername6",
+    "sendmsg4",
+    "sendmsg6",
+    "connect4",
+    "connect6",
+];
+
+/// A bit in [`maps::PORTS`]: some protected address has this port.
+pub const PORT_PROTECTED: u32 = 1;
+/// A bit in [`maps::PORTS`]: the listener's port.
+pub const PORT_LISTENER: u32 = 2;
+
+/// An address and port. The port comes first, so that it is the head of the key in [`maps::TARGETS`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// The port in network byte order, in the lower half of the word as `bpf_sock_addr.user_port` has it.
+    pub port: u32,
+    /// The address, IPv4 mapped.
+    pub address: [u32; 4],
+}
+
+/// Bits of [`Destination`] that a look-up for one single address compares.
+pub const DESTINATION_BITS: u32 = 32 + 128;
+
+/// Who asked for what: written at connect, read at accept.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note {
+    /// The enrolled cgroup (not the task's own, which may lie deeper); 0 means that the note was cleared.
+    pub cgroup: u64,
+    /// The address that was asked for.
+    pub destination: Destination,
+    /// The connection's index.
+    pub connection: u32,
+    /// The process.
+    pub pid: u32,
+    /// Its user, in the initial user namespace.
+    pub uid: u32,
+}
+
+/// A TCP connection as its client sees it: the key of [`maps::PENDING`].
+///
+/// The socket's family is no part of it: a client with an IPv6 socket and a mapped address meets an IPv4 socket.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// The network namespace's cookie.
+    pub netns: u64,
+    /// The client's address.
+    pub from: [u32; 4],
+    /// The listener's address.
+    pub to: [u32; 4],
+    /// The client's port, host byte order.
+    pub from_port: u32,
+    /// The listener's port, host byte order.
+    pub to_port: u32,
+}
+
+/// What the programs need to know, written before they are attached.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// The listener's port, host byte order.
+    pub listener_port: u32,
+    /// A [`Guard`]. Whatever isn't a known one is taken for [`Guard::Host`].
+    pub guard: u32,
+}
+
+/// A refusal, as the programs tell it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelEvent {
+    /// The enrolled cgroup that the task lies in, else the task's own.
+    pub cgroup: u64,
+    /// The address asked for; of a socket that was refused at its making, zero.
+    pub destination: Destination,
+    /// An [`Operation`].
+    pub operation: u32,
+    /// A [`Reason`].
+    pub reason: u32,
+    /// The process; 0 where no task is at hand.
+    pub pid: u32,
+    /// Its user, in the initial user namespace.
+    pub uid: u32,
+    /// The socket's family, `AF_…`.
+    pub family: u32,
+    /// The socket's type, `SOCK_…`.
+    pub socket_type: u32,
+    /// The socket's protocol, `IPPROTO_…`.
+    pub protocol: u32,
+    /// The task's name: its own choice.
+    pub comm: [u8; 16],
+}
+
+/// Declares an enum that crosses the border as a `u32`, with the way back.
+macro_rules! wire_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$doc])*
+        #[repr(u32)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant = $value,)+ }
+
+        impl $name {
+            /// The number that crosses the border.
+            #[inline(always)]
+            pub const fn wire(self) -> u32 {
+                match self { $(Self::$variant => $value,)+ }
+            }
+
+            /// The way back; `None` for a number that means nothing here.
+            #[inline(always)]
+            pub const fn from_wire(number: u32) -> Option<Self> {
+                match number { $($value => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+wire_enum! {
+    /// Who is refused when a protected address is asked for from outside every agent's cgroup.
+    Guard {
+        /// Everybody who isn't allowed.
+        Host = 0,
+        /// The agents' uids and their subordinate uids alone.
+        Agents = 1,
+    }
+}
+
+wire_enum! {
+    /// What a cgroup in [`maps::CGROUPS`] is. An agent's wins over the others, wherever it lies.
+    CgroupKind {
+        /// An enrolled agent's: redirected.
+        Agent = 1,
+        /// The daemon's: it connects upstream and has the listener's port.
+        Daemon = 2,
+        /// Allowed by configuration.
+        Allowed = 3,
+    }
+}
+
+wire_enum! {
+    /// What was tried.
+    Operation {
+        /// `connect`, or a `sendmsg` with `MSG_FASTOPEN`.
+        Connect = 1,
+        /// A datagram without a connect.
+        Send = 2,
+        /// `bind`.
+        Bind = 3,
+        /// `socket`.
+        Socket = 4,
+        /// The hand-over of a note to the listener.
+        Carry = 5,
+    }
+}
+
+wire_enum! {
+    /// Why it was refused.
+    Reason {
+        /// The task is in no agent's cgroup, and neither allowed nor the daemon.
+        Outside = 1,
+        /// The task's cgroup lies deeper than [`DEEPEST_CGROUP`].
+        TooDeep = 2,
+        /// An agent's socket isn't TCP, and nothing else can be redirected.
+        NotTcp = 3,
+        /// The address is protected and belongs to no connection.
+        NoConnection = 4,
+        /// A socket with a source address or device of its own asked for "no address" (0.0.0.0 or ::) at a protected
+        /// port: where that leads is settled by routing, after the programs.
+        Ambiguous = 5,
+        /// The kernel had no room for the note.
+        NoteLost = 6,
+        /// The port is the listener's.
+        PortKept = 7,
+        /// An agent may not make a socket of this kind.
+        SocketKind = 8,
+    }
+}
+
+// Two compilers build these; nothing may move between them.
+const _: () = {
+    assert!(size_of::<Destination>() == 20 && align_of::<Destination>() == 4);
+    assert!(offset_of!(Destination, port) == 0 && offset_of!(Destination, address) == 4);
+
+    assert!(size_of::<Note>() == 40 && align_of::<Note>() == 8);
+    assert!(offset_of!(Note, destination) == 8 && offset_of!(Note, connection) == 28);
+    assert!(offset_of!(Note, pid) == 32 && offset_of!(Note, uid) == 36);
+
+    assert!(size_of::<Flow>() == 48 && align_of::<Flow>() == 8);
+    assert!(offset_of!(Flow, from) == 8 && offset_of!(Flow, to) == 24);
+    assert!(offset_of!(Flow, from_port) == 40 && offset_of!(Flow, to_port) == 44);
+
+    assert!(size_of::<Config>() == 8 && offset_of!(Config, guard) == 4);
+
+    assert!(size_of::<KernelEvent>() == 72 && align_of::<KernelEvent>() == 8);
+    assert!(offset_of!(KernelEvent, destination) == 8 && offset_of!(KernelEvent, operation) == 28);
+    assert!(offset_of!(KernelEvent, reason) == 32 && offset_of!(KernelEvent, pid) == 36);
+    assert!(offset_of!(KernelEvent, uid) == 40 && offset_of!(KernelEvent, family) == 44);
+    assert!(offset_of!(KernelEvent, socket_type) == 48 && offset_of!(KernelEvent, protocol) == 52);
+    assert!(offset_of!(KernelEvent, comm) == 56);
+};
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya's Pod is an unsafe trait")]
+mod pod {
+    use super::{Config, Destination, Flow, Note};
+
+    // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is a value.
+    unsafe impl aya::Pod for Destination {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Note {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Config {}
+}

@@ -1,4 +1,5 @@
 //! End-to-end tests: real servers, real clients, real kernel.
+<<<<<<< HEAD
 //!
 //! `cargo xtask test` starts the servers that all tests share, and says in a file where they are ([`servers`]). Each
 //! test has a [`Database`] of its own there, people of its own at the identity provider ([`Person`]) and a
@@ -24,3 +25,7 @@ pub use weir::{Agent, Setup, Weir};
 pub fn rounds(ci: u32, long: u32) -> u32 {
     if std::env::var_os("WEIR_TEST_LONG").is_some() { long } else { ci }
 }
+=======
+
+pub mod kernel_support;
+>>>>>>> kernel

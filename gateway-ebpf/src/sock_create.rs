@@ -1,0 +1,42 @@
+//! `socket`: an agent makes TCP, MPTCP, UDP and ping sockets, and no other of the internet families. SCTP and SMC would
+//! pass the connect programs by; raw sockets build packets of their own.
+//!
+//! The kernel runs this for AF_INET and AF_INET6 alone. The launcher's seccomp filter refuses the other families.
+
+use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
+use gateway_common::{Destination, Operation, Reason};
+
+use crate::{
+    context::load,
+    event::{self, SocketKind},
+    task,
+};
+
+const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
+const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_ICMPV6: u32 = 58;
+const IPPROTO_MPTCP: u32 = 262;
+
+#[cgroup_sock(sock_create)]
+pub fn sock_create(ctx: SockContext) -> i32 {
+    let socket = ctx.sock;
+    let kind = SocketKind {
+        family: load!((*socket).family),
+        socket_type: load!((*socket).type_),
+        protocol: load!((*socket).protocol),
+    };
+    // First what every program makes all day, so that it costs three loads.
+    match (kind.socket_type, kind.protocol) {
+        (SOCK_STREAM, IPPROTO_TCP | IPPROTO_MPTCP) => return 1,
+        (SOCK_DGRAM, IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6) => return 1,
+        _ => {}
+    }
+    if task::agent().is_none() {
+        return 1;
+    }
+    event::refused(Operation::Socket, Reason::SocketKind, &Destination { port: 0, address: [0; 4] }, &kind);
+    0
+}

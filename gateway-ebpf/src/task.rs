@@ -1,0 +1,107 @@
+//! The calling task: whose it is, by its cgroup's ancestors first, then by its uid.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use gateway_common::{CgroupKind, DEEPEST_CGROUP, Guard, Reason};
+
+use crate::maps::{AGENT_UIDS, ALLOWED_UIDS, CGROUPS, config};
+
+/// What a protected address is to the calling task.
+pub enum Standing {
+    /// It lies in this enrolled cgroup.
+    Agent(u64),
+    /// It may pass.
+    Free,
+    /// It may not.
+    Refused(Reason),
+}
+
+/// The kinds of cgroups that the task lies in.
+struct Ancestors {
+    agent: u64,
+    daemon: bool,
+    allowed: bool,
+    too_deep: bool,
+}
+
+/// Looks up the task's cgroup and all above it. The deepest enrolled one counts.
+#[inline(always)]
+fn ancestors() -> Ancestors {
+    let mut found = Ancestors { agent: 0, daemon: false, allowed: false, too_deep: false };
+    let mut level = 0;
+    while level <= DEEPEST_CGROUP {
+        // SAFETY: a helper without pointers.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+        if id == 0 {
+            return found; // the task's own cgroup was the level before
+        }
+        // SAFETY: the value is read at once, before anything else touches the map.
+        match unsafe { CGROUPS.get(id) }.copied().and_then(CgroupKind::from_wire) {
+            Some(CgroupKind::Agent) => found.agent = id,
+            Some(CgroupKind::Daemon) => found.daemon = true,
+            Some(CgroupKind::Allowed) => found.allowed = true,
+            None => {}
+        }
+        level += 1;
+    }
+    // SAFETY: as above.
+    found.too_deep = unsafe { bpf_get_current_ancestor_cgroup_id(DEEPEST_CGROUP as i32 + 1) } != 0;
+    found
+}
+
+/// Judges the calling task. An agent's cgroup counts before everything: allowing a uid or a cgroup around it never
+/// takes an agent out.
+#[inline(always)]
+pub fn standing() -> Standing {
+    let found = ancestors();
+    if found.too_deep && (found.agent != 0 || guarded(uid())) {
+        return Standing::Refused(Reason::TooDeep);
+    }
+    if found.agent != 0 {
+        return Standing::Agent(found.agent);
+    }
+    if found.daemon || found.allowed {
+        return Standing::Free;
+    }
+    let uid = uid();
+    // SAFETY: the value isn't read.
+    if unsafe { ALLOWED_UIDS.get(uid) }.is_some() || !guarded(uid) {
+        return Standing::Free;
+    }
+    Standing::Refused(Reason::Outside)
+}
+
+/// Whether a task of this uid is kept from protected addresses when it lies in no agent's cgroup.
+#[inline(always)]
+fn guarded(uid: u32) -> bool {
+    match config().map(|config| Guard::from_wire(config.guard)) {
+        Some(Some(Guard::Agents)) => AGENT_UIDS.get(&Key::new(u32::BITS, uid.to_be())).is_some(),
+        // An unknown guard, or none, is the strict one.
+        Some(Some(Guard::Host) | None) | None => true,
+    }
+}
+
+/// Whether the task is the daemon's.
+#[inline(always)]
+pub fn is_daemon() -> bool {
+    ancestors().daemon
+}
+
+/// The enrolled cgroup that the task lies in.
+#[inline(always)]
+pub fn agent() -> Option<u64> {
+    match ancestors().agent {
+        0 => None,
+        id => Some(id),
+    }
+}
+
+#[inline(always)]
+pub fn uid() -> u32 {
+    bpf_get_current_uid_gid() as u32
+}
+
+#[inline(always)]
+pub fn pid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}

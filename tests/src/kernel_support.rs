@@ -1,0 +1,514 @@
+//! A piece of the machine for one test of the redirect: a cgroup as scope, a bpffs for the pins, a privileged port and
+//! loopback addresses that no other test has, also when several runs share the machine.
+
+mod uring;
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use gateway_daemon::{
+    accept::{Incoming, Listener, PortKeeping},
+    redirect::{
+        self, Guard, Kernel, Network, Protected, RedirectSettings,
+        cgroup::{CgroupId, CgroupRoot},
+    },
+};
+use rustix::{
+    fs::{FlockOperation, flock},
+    mount::{UnmountFlags, unmount},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncWriteExt as _, sync::oneshot};
+
+pub use uring::uring_connect;
+
+/// How long a test waits for anything.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Where tests keep what must outlive them if they are killed: the next one with the same slot cleans up.
+const FOLDER: &str = "/run/weir-tests";
+/// Tests that can run at the same time on one machine.
+const SLOTS: u8 = 100;
+/// The protected port on 127.77.SLOT.x.
+pub const PORT: u16 = 5432;
+
+/// What a [`connector`](Field::connector) did.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Outcome {
+    /// The error's number.
+    pub errno: Option<i32>,
+    /// What getpeername gave.
+    pub peer: Option<SocketAddr>,
+    /// What the other end said; absent when it said nothing, or nothing that a test's server says.
+    pub answer: Option<Answer>,
+    /// The connector's process.
+    pub own_pid: u32,
+    /// Of many connects, those that were answered as they should be.
+    pub good: usize,
+    /// The others.
+    pub bad: Vec<String>,
+    /// How long many connects took.
+    pub seconds: f64,
+}
+
+/// What the other end of a connection says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The server itself: somebody got around.
+    Server,
+    /// Weir's listener, to a connection without a note.
+    Straight,
+    /// Weir's listener, to a redirected connection.
+    Accepted {
+        /// See [`gateway_daemon::accept::Accepted`].
+        origin: SocketAddr,
+        /// See `origin`.
+        connection: u32,
+        /// See `origin`.
+        cgroup: u64,
+        /// See `origin`.
+        pid: u32,
+        /// See `origin`.
+        uid: u32,
+        /// See `origin`.
+        peer: SocketAddr,
+    },
+}
+
+impl Outcome {
+    /// Whether it reached Weir, which knew the cgroup and the address, and getpeername shows the address.
+    pub fn is_redirected(&self, agent: CgroupId, asked: SocketAddr) -> bool {
+        self.is_noted(agent.get(), asked) && self.peer == Some(asked)
+    }
+
+    /// [`Self::is_redirected`] without getpeername.
+    pub fn is_noted(&self, agent: u64, asked: SocketAddr) -> bool {
+        let canonical = SocketAddr::new(asked.ip().to_canonical(), asked.port());
+        matches!(self.answer, Some(Answer::Accepted { origin, cgroup, peer, .. })
+            if origin == canonical && cgroup == agent && peer.ip().is_loopback())
+    }
+
+    /// [`Self::is_redirected`], and noted as the calling process'.
+    pub fn is_own(&self, agent: u64, asked: SocketAddr) -> bool {
+        let own = std::process::id();
+        self.is_noted(agent, asked)
+            && self.peer == Some(asked)
+            && matches!(self.answer, Some(Answer::Accepted { pid, .. }) if pid == own)
+    }
+
+    /// Whether it failed with this error.
+    pub fn failed_with(&self, errno: rustix::io::Errno) -> bool {
+        self.errno == Some(errno.raw_os_error())
+    }
+
+    /// Whether the kernel refused it.
+    pub fn is_refused(&self) -> bool {
+        self.failed_with(rustix::io::Errno::PERM)
+    }
+}
+
+/// See the module.
+pub struct Field {
+    slot: u8,
+    folder: PathBuf,
+    root: CgroupRoot,
+    /// The scope, as /proc/PID/cgroup names it.
+    scope: String,
+    _lock: File,
+}
+
+impl Field {
+    /// Makes one, with the test's process in its `daemon` cgroup.
+    ///
+    /// # Errors
+    ///
+    /// With the reason, when this machine cannot run such tests.
+    pub fn new() -> Result<Self> {
+        ensure!(rustix::process::geteuid().is_root(), "these tests attach eBPF programs: run them as root");
+        let root = CgroupRoot::find()?;
+        let (slot, lock) = free_slot()?;
+        let field = Self {
+            slot,
+            folder: Path::new(FOLDER).join(format!("slot-{slot}")),
+            root,
+            scope: format!("/weir-test-{slot}"),
+            _lock: lock,
+        };
+        field.clean().context("clean up what a killed test left")?;
+        fs::create_dir_all(field.folder.join("bpf"))?;
+        field.root.create(&field.scope)?;
+        field.root.create(&field.daemon())?;
+        field.root.enter(&field.daemon())?;
+        Ok(field)
+    }
+
+    /// Moves the place where the programs are attached to the hierarchy's root.
+    pub fn at_root(mut settings: RedirectSettings) -> Result<RedirectSettings> {
+        settings.scope = CgroupRoot::find()?.mount().to_owned();
+        Ok(settings)
+    }
+
+    /// The daemon's cgroup.
+    pub fn daemon(&self) -> String {
+        format!("{}/daemon", self.scope)
+    }
+
+    /// The hierarchy.
+    pub fn cgroups(&self) -> &CgroupRoot {
+        &self.root
+    }
+
+    /// Makes a cgroup in the scope and gives its folder and id.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn cgroup(&self, name: &str) -> Result<(PathBuf, CgroupId)> {
+        let cgroup = format!("{}/{name}", self.scope);
+        let id = self.root.create(&cgroup)?;
+        Ok((self.root.path(&cgroup), id))
+    }
+
+    /// The listener's port.
+    pub fn listener_port(&self) -> u16 {
+        600 + u16::from(self.slot)
+    }
+
+    /// 127.77.SLOT.`last`, at the protected port.
+    pub fn v4(&self, last: u8) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::new(127, 77, self.slot, last), PORT))
+    }
+
+    /// The same, mapped.
+    pub fn mapped(&self, last: u8) -> SocketAddr {
+        let address = Ipv4Addr::new(127, 77, self.slot, last).to_ipv6_mapped();
+        SocketAddr::from((address, PORT))
+    }
+
+    /// ::1, at a port of this test's own.
+    pub fn v6(&self) -> SocketAddr {
+        SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], self.own_port()))
+    }
+
+    /// A port of this test's own, on whatever address.
+    pub fn own_port(&self) -> u16 {
+        15_400 + u16::from(self.slot)
+    }
+
+    /// The folder of the pins.
+    pub fn pins(&self) -> PathBuf {
+        self.folder.join("bpf/weir")
+    }
+
+    /// A folder for whatever else.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Settings that protect [`Self::v4`] 1 and 2 and [`Self::v6`], as connections 1, 2 and 6.
+    ///
+    /// # Errors
+    ///
+    /// When the daemon's cgroup is gone.
+    pub fn settings(&self) -> Result<RedirectSettings> {
+        Ok(RedirectSettings {
+            scope: self.root.path(&self.scope),
+            pins: self.pins(),
+            listener_port: self.listener_port(),
+            guard: Guard::Host,
+            protected: vec![protected(self.v4(1), 1), protected(self.v4(2), 2), protected(self.v6(), 6)],
+            allowed_uids: Vec::new(),
+            allowed_cgroups: Vec::new(),
+            agent_uids: Vec::new(),
+            daemon_cgroup: self.root.id(&self.daemon())?,
+        })
+    }
+
+    /// Starts the redirect with [`Self::settings`].
+    ///
+    /// # Errors
+    ///
+    /// With the reason, when the kernel refuses.
+    pub fn start(&self) -> Result<Kernel> {
+        Kernel::start(&self.settings()?).context("this machine cannot load or attach the eBPF programs")
+    }
+
+    /// A process that does one thing from a cgroup: see `src/bin/connector.rs`.
+    pub fn connector(&self, cgroup: &Path, verb: &[&str]) -> Connector {
+        let mut command = Command::new(connector_path());
+        command.arg("--enter").arg(cgroup).args(verb).stdin(Stdio::null());
+        Connector { command }
+    }
+
+    /// Runs a connector that connects by TCP.
+    ///
+    /// # Errors
+    ///
+    /// When it doesn't run.
+    pub fn connect(&self, cgroup: &Path, address: SocketAddr) -> Result<Outcome> {
+        self.connector(cgroup, &["tcp", &address.to_string()]).run()
+    }
+
+    fn clean(&self) -> Result<()> {
+        if self.root.path(&self.scope).exists() {
+            self.root.kill(&self.scope)?;
+            poll("the killed processes to be gone", || Ok(self.root.remove(&self.scope).is_ok()))?;
+        }
+        let bpf = self.folder.join("bpf");
+        if redirect::is_pinned(&self.pins()) {
+            redirect::detach(&self.pins())?;
+        }
+        while unmount(&bpf, UnmountFlags::DETACH).is_ok() {}
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Field {
+    fn drop(&mut self) {
+        let result = self.root.enter("/").map_err(anyhow::Error::from).and_then(|()| self.clean());
+        if let Err(error) = result {
+            eprintln!("the test's piece of the machine is left over: {error:#}");
+        }
+    }
+}
+
+/// An address that belongs to a connection.
+pub fn protected(address: SocketAddr, connection: u32) -> Protected {
+    Protected { network: Network::single(address.ip()), port: address.port(), connection: Some(connection) }
+}
+
+/// Takes the first free slot. The lock goes with the process.
+fn free_slot() -> Result<(u8, File)> {
+    fs::create_dir_all(FOLDER)?;
+    for slot in 1..SLOTS {
+        let lock = File::create(Path::new(FOLDER).join(format!("slot-{slot}.lock")))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok((slot, lock));
+        }
+    }
+    bail!("{SLOTS} tests run at the same time already")
+}
+
+fn connector_path() -> PathBuf {
+    // Cargo puts binaries beside the folder in which a test's own executable lies.
+    let own = std::env::current_exe().unwrap_or_default();
+    own.ancestors().map(|folder| folder.join("connector")).find(|path| path.is_file()).unwrap_or_default()
+}
+
+/// See [`Field::connector`].
+pub struct Connector {
+    command: Command,
+}
+
+impl Connector {
+    /// As this user, after entering the cgroup.
+    pub fn uid(mut self, uid: u32) -> Self {
+        self.command.arg("--uid").arg(uid.to_string());
+        self
+    }
+
+    /// With this as its standard input.
+    pub fn stdin(mut self, stdin: OwnedFd) -> Self {
+        self.command.stdin(stdin);
+        self
+    }
+
+    /// In a network namespace of its own, with its loopback device up.
+    pub fn in_network_namespace(self) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+        command.arg(self.command.get_program()).args(self.command.get_args()).stdin(Stdio::null());
+        Self { command }
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    ///
+    /// When it doesn't run, or says something unknown.
+    pub fn run(mut self) -> Result<Outcome> {
+        let output = self.command.output().with_context(|| format!("{:?}", self.command))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().last().unwrap_or_default();
+        serde_json::from_str(line)
+            .with_context(|| format!("{:?}: {text}{}", self.command, String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Starts it, and waits for its first line.
+    ///
+    /// # Errors
+    ///
+    /// When it doesn't start.
+    pub fn start(mut self) -> Result<Running> {
+        let mut child = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut stdout = BufReader::new(child.stdout.take().context("no output")?);
+        let mut first = String::new();
+        stdout.read_line(&mut first)?;
+        let stdin = child.stdin.take();
+        Ok(Running { child, stdin, stdout, first })
+    }
+}
+
+/// A connector that waits until its standard input ends.
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<std::process::ChildStdout>,
+    /// Its first line.
+    pub first: String,
+}
+
+impl Running {
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends its input and waits for its outcome.
+    ///
+    /// # Errors
+    ///
+    /// When it says something unknown.
+    pub fn finish(mut self) -> Result<Outcome> {
+        drop(self.stdin.take());
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest)?;
+        self.child.wait()?;
+        serde_json::from_str(rest.lines().last().unwrap_or_default()).context(rest)
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be killed.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+/// A server at a protected address. Whoever reaches it, and may not, got around.
+pub struct Server {
+    reached: Arc<AtomicUsize>,
+}
+
+impl Server {
+    /// Serves an address until the process ends.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound.
+    pub fn start(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address).with_context(|| format!("a server at {address}"))?;
+        let reached = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&reached);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                // Whoever connected may be gone by now.
+                let _ = stream.and_then(|mut stream| stream.write_all(b"\"Server\"\n"));
+            }
+        });
+        Ok(Self { reached })
+    }
+
+    /// Connections so far.
+    pub fn reached(&self) -> usize {
+        self.reached.load(Ordering::SeqCst)
+    }
+}
+
+/// Weir's listener, in a thread of its own, telling each connection what it knows of it.
+pub struct Front {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Front {
+    /// Listens.
+    ///
+    /// # Errors
+    ///
+    /// When the port cannot be bound.
+    pub fn start(kernel: &Kernel) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            Listener::bind(kernel, PortKeeping::Privileged)?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            runtime.block_on(async move {
+                tokio::select! {
+                    result = serve(&listener) => result,
+                    _ = stopped => Ok(()),
+                }
+            })
+        });
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(Ok(Err(error))) = self.thread.take().map(JoinHandle::join) {
+            eprintln!("the listener ended: {error:#}");
+        }
+    }
+}
+
+async fn serve(listener: &Listener) -> Result<()> {
+    loop {
+        let (mut stream, answer) = match listener.accept().await? {
+            Incoming::Straight { stream, .. } => (stream, Answer::Straight),
+            Incoming::Accepted(accepted) => (
+                accepted.stream,
+                Answer::Accepted {
+                    origin: accepted.origin,
+                    connection: accepted.connection,
+                    cgroup: accepted.cgroup.get(),
+                    pid: accepted.pid,
+                    uid: accepted.uid,
+                    peer: accepted.peer,
+                },
+            ),
+        };
+        let mut line = serde_json::to_vec(&answer)?;
+        line.push(b'\n');
+        // Whoever connected may be gone by now.
+        let _ = stream.write_all(&line).await;
+    }
+}
+
+/// Waits until something holds.
+///
+/// # Errors
+///
+/// When it doesn't in time, or the look itself fails.
+pub fn poll(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !holds()? {
+        ensure!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
