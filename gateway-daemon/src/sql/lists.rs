@@ -8,7 +8,7 @@ use std::{
 
 /// What a function is named for in `data/functions.txt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FunctionClass {
+pub(super) enum FunctionClass {
     /// No effect, no sight of rows, files or other sessions.
     Free,
     /// Free where its second argument is a small integer constant.
