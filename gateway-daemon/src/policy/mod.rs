@@ -2,6 +2,4 @@
 
 mod decision;
 
-pub use decision::{
-    Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict,
-};
+pub use decision::{Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict};

@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 const MICROS_A_DAY: u64 = 24 * 60 * 60 * 1_000_000;
 
 /// Microseconds since 1970-01-01T00:00:00Z. Shown, and in JSON, as RFC 3339 with six digits.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Time(pub u64);
 

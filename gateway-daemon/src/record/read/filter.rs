@@ -86,9 +86,7 @@ impl LogFilter {
                 return Verdict::AsItsRequest;
             }
             Event::Refused(_) => !of_requests && self.decision != Some(DecisionFilter::Allow),
-            Event::SessionStart(_) | Event::SessionEnd(_) | Event::Admin(_) => {
-                !of_requests && self.decision.is_none()
-            }
+            Event::SessionStart(_) | Event::SessionEnd(_) | Event::Admin(_) => !of_requests && self.decision.is_none(),
         };
         if show { Verdict::Show } else { Verdict::Hide }
     }
@@ -131,9 +129,7 @@ impl LogFilter {
             self.action.as_ref().is_none_or(|wanted| action_is(action, wanted))
                 && self.table.as_ref().is_none_or(|wanted| object_is(object, wanted))
         };
-        decided
-            && (self.table.is_none() && self.action.is_none()
-                || request.accesses.iter().any(touches))
+        decided && (self.table.is_none() && self.action.is_none() || request.accesses.iter().any(touches))
     }
 }
 

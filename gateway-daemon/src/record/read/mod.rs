@@ -16,8 +16,8 @@ use std::{
 };
 
 use redb::{
-    Builder, Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableDatabase,
-    TransactionError, backends::FileBackend,
+    Builder, Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TransactionError,
+    backends::FileBackend,
 };
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
@@ -126,16 +126,12 @@ impl Reader {
                 return Ok(Readable::Live(window));
             }
             // The writer's own window, closed by a failure: the writer alone repairs it.
-            return Ok(Readable::Closed(Box::new(
-                reader().open_read_only(path).map_err(at(path))?,
-            )));
+            return Ok(Readable::Closed(Box::new(reader().open_read_only(path).map_err(at(path))?)));
         }
         match reader().open_read_only(path) {
             Ok(db) => Ok(Readable::Closed(Box::new(db))),
             Err(DatabaseError::RepairAborted) => copy(path).map(|db| Readable::Copy(Box::new(db))),
-            Err(DatabaseError::DatabaseAlreadyOpen) => {
-                Err(StoreError::Locked { path: path.into() })
-            }
+            Err(DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::Locked { path: path.into() }),
             Err(error) => Err(StoreError::from_redb(path, error)),
         }
     }
@@ -179,8 +175,7 @@ fn copy(path: &Path) -> Result<Database, StoreError> {
     let nameless = || {
         let dir = std::env::temp_dir();
         let name = dir.join(format!("weir-record-{}-{:x}", std::process::id(), rand_u64()?));
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
         fs::remove_file(&name)?;
         io::copy(&mut File::open(path)?, &mut &file)?;
         Ok(file)

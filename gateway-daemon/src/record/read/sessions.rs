@@ -120,12 +120,7 @@ impl Sessions {
             Some(Ok(Event::SessionEnd(end))) => Some(end),
             _ => None,
         };
-        let summary = SessionSummary {
-            start,
-            started: Time(row.start_time),
-            end,
-            ended: row.end_time.map(Time),
-        };
+        let summary = SessionSummary { start, started: Time(row.start_time), end, ended: row.end_time.map(Time) };
         let info = SessionInfo::from(&summary.start);
         self.filter.passes(&info, summary.started, summary.ended).then_some(summary)
     }
