@@ -92,11 +92,7 @@ impl LogFilter {
     }
 
     fn session_passes(&self, event: &Event, session: Option<&SessionInfo>) -> bool {
-        let wants = self.agent.is_some()
-            || self.subject.is_some()
-            || self.group.is_some()
-            || self.connection.is_some()
-            || self.session.is_some();
+        let of_session = self.subject.is_some() || self.group.is_some() || self.connection.is_some();
         match (event, session) {
             (_, Some(session)) => {
                 same(self.agent.as_deref(), &session.agent)
@@ -106,13 +102,13 @@ impl LogFilter {
                     && self.session.is_none_or(|id| id == session.id)
             }
             (Event::Refused(KernelRefusal { agent: Some(agent), .. }), None) => {
-                self.agent.as_ref().is_none_or(|wanted| wanted == agent)
-                    && self.subject.is_none()
-                    && self.group.is_none()
-                    && self.connection.is_none()
-                    && self.session.is_none()
+                same(self.agent.as_deref(), agent) && !of_session && self.session.is_none()
             }
-            (_, None) => !wants,
+            // Nothing is known of whose it is.
+            (_, None) => {
+                let this = self.session.is_none_or(|id| event.session() == Some(id));
+                this && self.agent.is_none() && !of_session
+            }
         }
     }
 
