@@ -15,6 +15,8 @@ mod block;
 mod error;
 mod event;
 mod exact;
+#[cfg(test)]
+mod faults;
 mod index;
 mod pack;
 mod queue;

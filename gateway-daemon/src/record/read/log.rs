@@ -147,7 +147,8 @@ impl Log {
         }
         let Some(path) = self.window.clone() else { return Ok(None) };
         let page = guarded(&path, || {
-            let txn = self.reader.open(&path)?.begin_read().map_err(at(&path))?;
+            let window = self.reader.open(&path)?;
+            let txn = window.begin_read().map_err(at(&path))?;
             self.read_page(&txn, &path)
         })?;
         if page.is_some() || self.over {
@@ -168,7 +169,8 @@ impl Log {
         let Some(path) = from.and_then(|at| windows.get(at)) else { return Ok(false) };
         let path = path.clone();
         guarded(&path, || {
-            let txn = self.reader.open(&path)?.begin_read().map_err(at(&path))?;
+            let window = self.reader.open(&path)?;
+            let txn = window.begin_read().map_err(at(&path))?;
             self.enter(&txn, &path)
         })?;
         self.window = Some(path);

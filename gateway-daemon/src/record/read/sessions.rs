@@ -93,7 +93,8 @@ impl Sessions {
     }
 
     fn read_page(&mut self, path: &Path) -> Result<Option<Vec<SessionSummary>>, StoreError> {
-        let txn = self.reader.open(path)?.begin_read().map_err(at(path))?;
+        let window = self.reader.open(path)?;
+        let txn = window.begin_read().map_err(at(path))?;
         let first = super::window::read_head(&txn, path)?.first;
         let table = txn.open_table(SESSIONS).map_err(at(path))?;
         let (mut page, mut read) = (Vec::new(), 0);
