@@ -74,11 +74,9 @@ impl Decision {
         match &self.verdict {
             Verdict::Allow if self.durable_first => Ok(Clearance::Effect(EffectClearance(()))),
             Verdict::Allow => Ok(Clearance::Read(ReadClearance(()))),
-            Verdict::Deny { what, reason } => Err(Refusal {
-                what: what.clone(),
-                reason: reason.clone(),
-                policies: self.policies.clone(),
-            }),
+            Verdict::Deny { what, reason } => {
+                Err(Refusal { what: what.clone(), reason: reason.clone(), policies: self.policies.clone() })
+            }
         }
     }
 }

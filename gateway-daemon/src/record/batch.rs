@@ -6,10 +6,7 @@ use minicbor::bytes::ByteSlice;
 
 use super::{
     SessionId, Time,
-    block::{
-        Builder, Bytes, Chunk, KIND_ANSWER, KIND_COPY_IN, KIND_EVENT, KIND_SPILLED, Place, Spilled,
-        VALUE_LIMIT,
-    },
+    block::{Builder, Bytes, Chunk, KIND_ANSWER, KIND_COPY_IN, KIND_EVENT, KIND_SPILLED, Place, Spilled, VALUE_LIMIT},
     index::Postings,
     pack::Packed,
     queue::{Direction, Item, Piece, Progress, Role},
@@ -72,8 +69,7 @@ impl<'a> Maker<'a> {
         for item in &piece.items {
             self.item(item, &piece.data);
         }
-        self.batch.bytes =
-            self.batch.bytes.saturating_add(u64::try_from(piece.data.len()).unwrap_or(u64::MAX));
+        self.batch.bytes = self.batch.bytes.saturating_add(u64::try_from(piece.data.len()).unwrap_or(u64::MAX));
         let Piece { progress, upto, bytes_upto, .. } = piece;
         self.batch.acks.push(Ack { progress, upto, bytes_upto });
     }
@@ -107,21 +103,12 @@ impl<'a> Maker<'a> {
                     Direction::CopyIn => KIND_COPY_IN,
                 };
                 let chunk = self.chunk(chunk, data);
-                self.encoded_frame(
-                    Some(*session),
-                    kind,
-                    &Bytes { session: *session, request: *request, chunk },
-                );
+                self.encoded_frame(Some(*session), kind, &Bytes { session: *session, request: *request, chunk });
             }
         }
     }
 
-    fn encoded_frame(
-        &mut self,
-        session: Option<SessionId>,
-        kind: u8,
-        content: &impl minicbor::Encode<()>,
-    ) {
+    fn encoded_frame(&mut self, session: Option<SessionId>, kind: u8, content: &impl minicbor::Encode<()>) {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         // Writing to a `Vec` cannot fail: its error is `Infallible`.
@@ -159,24 +146,15 @@ impl<'a> Maker<'a> {
         let Packed { raw_len, coding, start, end, sha256 } = *packed;
         let stored = data.get(start..end).unwrap_or_default();
         let Some(sha256) = sha256 else {
-            return Chunk {
-                raw_len,
-                coding,
-                inline: Some(<&ByteSlice>::from(stored)),
-                place: None,
-            };
+            return Chunk { raw_len, coding, inline: Some(<&ByteSlice>::from(stored)), place: None };
         };
         if self.bale.len().saturating_add(stored.len()) > VALUE_LIMIT {
             self.end_bale();
         }
         // Both are below the limit of a value.
         let place = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let place = Place {
-            bale: self.chain.next_bale,
-            offset: place(self.bale.len()),
-            len: place(stored.len()),
-            sha256,
-        };
+        let place =
+            Place { bale: self.chain.next_bale, offset: place(self.bale.len()), len: place(stored.len()), sha256 };
         self.bale.extend_from_slice(stored);
         Chunk { raw_len, coding, inline: None, place: Some(place) }
     }
@@ -195,22 +173,15 @@ impl<'a> Maker<'a> {
             Role::Other => {}
             Role::Start => {
                 let start = encoded.to_vec();
-                let row = SessionRow {
-                    start_seq: seq,
-                    start_time: time,
-                    start,
-                    end_seq: None,
-                    end_time: None,
-                    end: None,
-                };
+                let row =
+                    SessionRow { start_seq: seq, start_time: time, start, end_seq: None, end_time: None, end: None };
                 self.live.insert(session, row.clone());
                 self.batch.rows.sessions.insert(session, row);
                 self.chain.last_session = self.chain.last_session.max(session);
             }
             Role::End => {
                 let Some(mut row) = self.live.remove(&session) else { return };
-                (row.end_seq, row.end_time, row.end) =
-                    (Some(seq), Some(time), Some(encoded.to_vec()));
+                (row.end_seq, row.end_time, row.end) = (Some(seq), Some(time), Some(encoded.to_vec()));
                 self.batch.rows.sessions.insert(session, row);
             }
         }

@@ -130,8 +130,7 @@ impl Builder {
 
     /// The block's value and its hash.
     pub(super) fn finish(mut self) -> (Vec<u8>, Hash) {
-        let hash =
-            block_hash(self.first, &self.previous, self.value.get(1 + 64..).unwrap_or_default());
+        let hash = block_hash(self.first, &self.previous, self.value.get(1 + 64..).unwrap_or_default());
         if let Some(to) = self.value.get_mut(1 + 32..1 + 64) {
             to.copy_from_slice(&hash);
         }
@@ -165,8 +164,7 @@ pub(super) struct Frame<'b> {
 
 impl<'b> Block<'b> {
     pub(super) fn parse(first: u64, value: &'b [u8]) -> Result<Self, String> {
-        let cut =
-            || format!("block {first} has {} bytes, its header alone has {HEADER}", value.len());
+        let cut = || format!("block {first} has {} bytes, its header alone has {HEADER}", value.len());
         let (version, rest) = value.split_first().ok_or_else(cut)?;
         if *version != VERSION {
             return Err(format!("block {first} is of version {version}, this reads {VERSION}"));
@@ -174,13 +172,7 @@ impl<'b> Block<'b> {
         let (previous, rest) = rest.split_first_chunk::<32>().ok_or_else(cut)?;
         let (hash, rest) = rest.split_first_chunk::<32>().ok_or_else(cut)?;
         let time = rest.first_chunk::<8>().ok_or_else(cut)?;
-        Ok(Self {
-            first,
-            previous: *previous,
-            hash: *hash,
-            time: Time(u64::from_be_bytes(*time)),
-            rest,
-        })
+        Ok(Self { first, previous: *previous, hash: *hash, time: Time(u64::from_be_bytes(*time)), rest })
     }
 
     /// Whether the content is what was written behind the block with the hash `previous`.
@@ -249,9 +241,7 @@ impl<'b> Frame<'b> {
 
     pub(super) fn content(&self) -> Content<'b> {
         let content = match self.kind {
-            KIND_EVENT => {
-                minicbor::decode(self.content).map(|event| Content::Event(Box::new(event)))
-            }
+            KIND_EVENT => minicbor::decode(self.content).map(|event| Content::Event(Box::new(event))),
             KIND_SPILLED => minicbor::decode(self.content).map(Content::Spilled),
             KIND_ANSWER => minicbor::decode(self.content).map(Content::Answer),
             KIND_COPY_IN => minicbor::decode(self.content).map(Content::CopyIn),

@@ -84,9 +84,7 @@ impl StoreError {
     pub(super) fn from_io(path: impl Into<PathBuf>, error: &std::io::Error) -> Self {
         let (path, cause) = (path.into(), error.to_string());
         match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                Self::Full { path, cause }
-            }
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Self::Full { path, cause },
             ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Self::Damaged { path, cause },
             _ => Self::Io { path, cause },
         }

@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::exact;
 
 /// A session's name: the node's start time and a counter, in the order of time. Shown as 16 lower-case hex digits.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode)]
 #[serde(into = "String", try_from = "String")]
 #[cbor(transparent)]
 pub struct SessionId(#[n(0)] pub u64);

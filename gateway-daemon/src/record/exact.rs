@@ -40,47 +40,31 @@ pub(super) mod bytes {
 
     use super::Exact;
 
-    pub(in crate::record) fn serialize<S: Serializer>(
-        bytes: &[u8],
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(in crate::record) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         Exact::from(bytes).serialize(to)
     }
 
-    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Vec<u8>, D::Error> {
+    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         Exact::deserialize(from)?.try_into().map_err(D::Error::custom)
     }
 }
 
 /// Statement parameters, in JSON and in CBOR (byte strings and nulls, not arrays of numbers).
 pub(super) mod parameters {
-    use minicbor::{
-        Decoder, Encoder, bytes::ByteSlice, decode::Error as DecodeError,
-        encode::Error as EncodeError,
-    };
+    use minicbor::{Decoder, Encoder, bytes::ByteSlice, decode::Error as DecodeError, encode::Error as EncodeError};
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use super::Exact;
 
     type Parameters = Vec<Option<Vec<u8>>>;
 
-    pub(in crate::record) fn serialize<S: Serializer>(
-        values: &[Option<Vec<u8>>],
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(in crate::record) fn serialize<S: Serializer>(values: &[Option<Vec<u8>>], to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(values.iter().map(|value| value.as_deref().map(Exact::from)))
     }
 
-    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Parameters, D::Error> {
+    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Parameters, D::Error> {
         let values = Vec::<Option<Exact<'_>>>::deserialize(from)?;
-        values
-            .into_iter()
-            .map(|value| value.map(Vec::try_from).transpose().map_err(D::Error::custom))
-            .collect()
+        values.into_iter().map(|value| value.map(Vec::try_from).transpose().map_err(D::Error::custom)).collect()
     }
 
     pub(in crate::record) fn encode<C, W: minicbor::encode::Write>(
@@ -98,23 +82,15 @@ pub(super) mod parameters {
         Ok(())
     }
 
-    pub(in crate::record) fn decode<C>(
-        from: &mut Decoder<'_>,
-        _: &mut C,
-    ) -> Result<Parameters, DecodeError> {
-        from.array_iter::<Option<&ByteSlice>>()?
-            .map(|value| Ok(value?.map(|bytes| bytes.to_vec())))
-            .collect()
+    pub(in crate::record) fn decode<C>(from: &mut Decoder<'_>, _: &mut C) -> Result<Parameters, DecodeError> {
+        from.array_iter::<Option<&ByteSlice>>()?.map(|value| Ok(value?.map(|bytes| bytes.to_vec()))).collect()
     }
 }
 
 pub(super) mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(in crate::record) fn serialize<S: Serializer>(
-        digest: &[u8; 32],
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(in crate::record) fn serialize<S: Serializer>(digest: &[u8; 32], to: S) -> Result<S::Ok, S::Error> {
         use std::fmt::Write;
         let mut text = String::with_capacity(64);
         for byte in digest {
@@ -124,9 +100,7 @@ pub(super) mod hex {
         to.serialize_str(&text)
     }
 
-    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<[u8; 32], D::Error> {
+    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; 32], D::Error> {
         let text = String::deserialize(from)?;
         let mut digest = [0; 32];
         let pairs = text.as_bytes().chunks_exact(2);
@@ -146,16 +120,11 @@ pub(super) mod micros {
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(in crate::record) fn serialize<S: Serializer>(
-        duration: &Duration,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(in crate::record) fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
     }
 
-    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Duration, D::Error> {
+    pub(in crate::record) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         u64::deserialize(from).map(Duration::from_micros)
     }
 }

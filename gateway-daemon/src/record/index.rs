@@ -86,9 +86,7 @@ mod tests {
         }
         let row = postings.take();
         assert_eq!(postings.take(), Vec::<u8>::new());
-        for (session, blocks) in
-            [(7, vec![1, 40]), (9, vec![1, 41]), (u64::MAX, vec![40]), (8, vec![])]
-        {
+        for (session, blocks) in [(7, vec![1, 40]), (9, vec![1, 41]), (u64::MAX, vec![40]), (8, vec![])] {
             assert_eq!(find(&row, session).unwrap(), blocks, "session {session}");
         }
         assert!(find(&row[..row.len() - 1], 7).is_ok(), "behind the session nothing is read");

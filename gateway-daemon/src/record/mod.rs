@@ -15,6 +15,8 @@ mod block;
 mod error;
 mod event;
 mod exact;
+#[cfg(test)]
+mod faults;
 mod index;
 mod pack;
 mod queue;
@@ -30,12 +32,11 @@ mod writer;
 
 pub use error::StoreError;
 pub use event::{
-    AdminEvent, Answer, DecisionRecord, Event, KernelRefusal, Outcome, Request, RequestKind,
-    SessionEnd, SessionId, SessionStart,
+    AdminEvent, Answer, DecisionRecord, Event, KernelRefusal, Outcome, Request, RequestKind, SessionEnd, SessionId,
+    SessionStart,
 };
 pub use read::{
-    DecisionFilter, Log, LogFilter, Reader, Row, RowContent, SessionFilter, SessionInfo,
-    SessionSummary, Sessions,
+    DecisionFilter, Log, LogFilter, Reader, Row, RowContent, SessionFilter, SessionInfo, SessionSummary, Sessions,
 };
 pub use receipt::Receipt;
 pub use recorder::{Finding, Recorded, Recorder};

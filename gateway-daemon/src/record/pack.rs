@@ -58,13 +58,7 @@ impl Packer {
         }
         let stored = data.get(start..).unwrap_or_default();
         let sha256 = (stored.len() > INLINE).then(|| sha256(&[stored]));
-        Packed {
-            raw_len: u32::try_from(raw.len()).unwrap_or(u32::MAX),
-            coding,
-            start,
-            end: data.len(),
-            sha256,
-        }
+        Packed { raw_len: u32::try_from(raw.len()).unwrap_or(u32::MAX), coding, start, end: data.len(), sha256 }
     }
 
     fn compress(&mut self, raw: &[u8], data: &mut Vec<u8>) -> bool {
@@ -102,15 +96,9 @@ pub(super) fn unpack(coding: Coding, raw_len: u32, stored: &[u8]) -> Result<Vec<
     }
     let raw = match coding {
         Coding::Raw => stored.to_vec(),
-        Coding::Zstd => {
-            zstd::bulk::decompress(stored, raw_len).map_err(|error| error.to_string())?
-        }
+        Coding::Zstd => zstd::bulk::decompress(stored, raw_len).map_err(|error| error.to_string())?,
     };
-    if raw.len() == raw_len {
-        Ok(raw)
-    } else {
-        Err(format!("a chunk of {} bytes, {raw_len} were written", raw.len()))
-    }
+    if raw.len() == raw_len { Ok(raw) } else { Err(format!("a chunk of {} bytes, {raw_len} were written", raw.len())) }
 }
 
 /// How many of `bytes` go into a chunk that has `room` left: up to the last message boundary that fits. `inside` bytes at
@@ -174,9 +162,6 @@ mod tests {
         }
         let packed = packer.pack(&text, &mut data);
         assert_eq!(packed.coding, Coding::Zstd);
-        assert_eq!(
-            unpack(packed.coding, packed.raw_len, &data[packed.start..packed.end]).unwrap(),
-            text
-        );
+        assert_eq!(unpack(packed.coding, packed.raw_len, &data[packed.start..packed.end]).unwrap(), text);
     }
 }

@@ -197,10 +197,8 @@ impl Shared {
     /// Waits before another attempt. False when the store is closing.
     pub(super) fn pause(&self, pause: Duration) -> bool {
         let queue = self.lock();
-        let (queue, _) = self
-            .wake
-            .wait_timeout_while(queue, pause, |queue| !queue.closing)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (queue, _) =
+            self.wake.wait_timeout_while(queue, pause, |queue| !queue.closing).unwrap_or_else(PoisonError::into_inner);
         !queue.closing
     }
 

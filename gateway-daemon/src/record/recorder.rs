@@ -87,17 +87,11 @@ impl Recorder {
             })
             .map_err(|error| StoreError::from_io(&settings.dir, &error))?;
         let thread = Mutex::new(Some(thread));
-        let recorder = Self(Arc::new(Inner {
-            store: Some(Store { settings, shared, thread, _lock: lock }),
-            next_session,
-        }));
+        let recorder =
+            Self(Arc::new(Inner { store: Some(Store { settings, shared, thread, _lock: lock }), next_session }));
         for Finding(error) in &findings {
             let what = "record-damaged".into();
-            drop(recorder.record(&Event::Admin(AdminEvent {
-                uid: None,
-                what,
-                detail: error.to_string(),
-            }))?);
+            drop(recorder.record(&Event::Admin(AdminEvent { uid: None, what, detail: error.to_string() }))?);
         }
         Ok((recorder, findings))
     }
@@ -138,18 +132,11 @@ impl Recorder {
         let progress = Arc::<Progress>::default();
         let Some(store) = &self.0.store else { return Ok(Recorded { shared: None, progress }) };
         let mut data = Vec::new();
-        let item =
-            pack_event(event, event.session(), Role::Other, &mut Packer::default(), &mut data)?;
+        let item = pack_event(event, event.session(), Role::Other, &mut Packer::default(), &mut data)?;
         let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
         store.shared.reserve(bytes)?;
         let items = vec![item];
-        store.shared.push(Piece {
-            progress: progress.clone(),
-            upto: 1,
-            bytes_upto: bytes,
-            data,
-            items,
-        });
+        store.shared.push(Piece { progress: progress.clone(), upto: 1, bytes_upto: bytes, data, items });
         Ok(Recorded { shared: Some(store.shared.clone()), progress })
     }
 
@@ -259,14 +246,9 @@ fn open_last(settings: &StoreSettings, path: &Path) -> Result<Opened, StoreError
     let chain = window.chain()?;
     let (postings, since) = guarded(path, || {
         let txn = window.db.begin_read().map_err(at(path))?;
-        Ok((
-            postings_from(&txn, chain.indexed_to, path)?,
-            Time(window::read_head(&txn, path)?.time),
-        ))
+        Ok((postings_from(&txn, chain.indexed_to, path)?, Time(window::read_head(&txn, path)?.time)))
     })?;
-    let filled = fs::metadata(path)
-        .map(|meta| blocks(&meta))
-        .map_err(|error| StoreError::from_io(path, &error))?;
+    let filled = fs::metadata(path).map(|meta| blocks(&meta)).map_err(|error| StoreError::from_io(path, &error))?;
     Ok((window, chain, postings, since, filled))
 }
 
@@ -295,16 +277,11 @@ fn new_window(settings: &StoreSettings, head: Head) -> Result<Opened, StoreError
 }
 
 /// The index of the blocks from `from` on, which no row has yet.
-fn postings_from(
-    txn: &redb::ReadTransaction,
-    from: u64,
-    path: &Path,
-) -> Result<Postings, StoreError> {
+fn postings_from(txn: &redb::ReadTransaction, from: u64, path: &Path) -> Result<Postings, StoreError> {
     let mut postings = Postings::default();
     for row in txn.open_table(BLOCKS).map_err(at(path))?.range(from..).map_err(at(path))? {
         let (key, value) = row.map_err(at(path))?;
-        let block =
-            Block::parse(key.value(), value.value()).map_err(|cause| damaged(path, cause))?;
+        let block = Block::parse(key.value(), value.value()).map_err(|cause| damaged(path, cause))?;
         for frame in block.frames() {
             let frame = frame.map_err(|cause| damaged(path, cause))?;
             if let Some(session) = frame.session() {

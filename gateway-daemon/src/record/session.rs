@@ -177,11 +177,7 @@ impl SessionLog {
     }
 
     /// [`receipt`](Self::receipt) for a loop written by hand. One task polls a session: the last one is woken.
-    pub fn poll_receipt(
-        &mut self,
-        cx: &mut Context<'_>,
-        upto: u64,
-    ) -> Poll<Result<Receipt, StoreError>> {
+    pub fn poll_receipt(&mut self, cx: &mut Context<'_>, upto: u64) -> Poll<Result<Receipt, StoreError>> {
         if upto > self.appended {
             return Poll::Ready(Err(StoreError::NotAppended { upto, appended: self.appended }));
         }
@@ -211,32 +207,20 @@ impl SessionLog {
         let bytes = self.bytes;
         match &self.shared {
             None => Poll::Ready(Ok(())),
-            Some(shared) => self
-                .progress
-                .poll(shared, cx, |progress| bytes.saturating_sub(progress.bytes()) <= limit),
+            Some(shared) => self.progress.poll(shared, cx, |progress| bytes.saturating_sub(progress.bytes()) <= limit),
         }
     }
 
-    fn append_bytes(
-        &mut self,
-        direction: Direction,
-        request: u64,
-        mut bytes: &[u8],
-    ) -> Result<u64, StoreError> {
+    fn append_bytes(&mut self, direction: Direction, request: u64, mut bytes: &[u8]) -> Result<u64, StoreError> {
         let Some(shared) = self.shared.clone() else { return Ok(self.count()) };
         shared.trouble().map_or(Ok(()), Err)?;
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| (open.direction, open.request) != (direction, request))
-        {
+        if self.open.as_ref().is_some_and(|open| (open.direction, open.request) != (direction, request)) {
             self.seal();
         }
         shared.reserve(len(bytes.len()))?;
         let mut inside = 0;
         while !bytes.is_empty() {
-            let open =
-                self.open.get_or_insert_with(|| Open { direction, request, raw: Vec::new() });
+            let open = self.open.get_or_insert_with(|| Open { direction, request, raw: Vec::new() });
             let room = CHUNK.saturating_sub(open.raw.len());
             let cut = if bytes.len() <= room {
                 bytes.len()
@@ -273,8 +257,7 @@ impl SessionLog {
             }
             Event::Request(request) => {
                 self.totals.requests = self.totals.requests.saturating_add(1);
-                self.totals.refused =
-                    self.totals.refused.saturating_add(u64::from(!request.decision.allowed));
+                self.totals.refused = self.totals.refused.saturating_add(u64::from(!request.decision.allowed));
                 Role::Other
             }
             Event::Outcome(outcome) => {
@@ -282,9 +265,7 @@ impl SessionLog {
                 self.totals.bytes = self.totals.bytes.saturating_add(outcome.bytes);
                 Role::Other
             }
-            Event::Answer(_) | Event::CopyIn(_) | Event::Refused(_) | Event::Admin(_) => {
-                Role::Other
-            }
+            Event::Answer(_) | Event::CopyIn(_) | Event::Refused(_) | Event::Admin(_) => Role::Other,
         }
     }
 
@@ -347,8 +328,7 @@ pub(super) fn pack_event(
     data: &mut Vec<u8>,
 ) -> Result<Item, StoreError> {
     let start = data.len();
-    minicbor::encode(event, &mut *data)
-        .map_err(|error| StoreError::Encode { cause: error.to_string() })?;
+    minicbor::encode(event, &mut *data).map_err(|error| StoreError::Encode { cause: error.to_string() })?;
     if data.len().saturating_sub(start) <= SPILL {
         return Ok(Item::Event { session, role, start, end: data.len() });
     }

@@ -15,9 +15,7 @@ use super::{
 pub(super) fn places(frame: &Frame<'_>) -> Vec<Place> {
     match frame.content() {
         Content::Answer(bytes) | Content::CopyIn(bytes) => bytes.chunk.place.into_iter().collect(),
-        Content::Spilled(spilled) => {
-            spilled.chunks.into_iter().filter_map(|chunk| chunk.place).collect()
-        }
+        Content::Spilled(spilled) => spilled.chunks.into_iter().filter_map(|chunk| chunk.place).collect(),
         Content::Event(_) | Content::Unknown(_) => Vec::new(),
     }
 }
@@ -28,18 +26,13 @@ pub(super) fn stored(
     place: &Place,
     path: &Path,
 ) -> Result<Vec<u8>, StoreError> {
-    let missing = || {
-        damaged(path, format!("bale {} lacks bytes {} + {}", place.bale, place.offset, place.len))
-    };
+    let missing = || damaged(path, format!("bale {} lacks bytes {} + {}", place.bale, place.offset, place.len));
     let bale = bales.get(place.bale).map_err(at(path))?.ok_or_else(missing)?;
     let start = usize::try_from(place.offset).map_err(|_| missing())?;
     let len = usize::try_from(place.len).map_err(|_| missing())?;
     let bytes = bale.value().get(start..).and_then(|rest| rest.get(..len)).ok_or_else(missing)?;
     if sha256(&[bytes]) != place.sha256 {
-        return Err(damaged(
-            path,
-            format!("bytes {start} + {len} of bale {} are not what was written", place.bale),
-        ));
+        return Err(damaged(path, format!("bytes {start} + {len} of bale {} are not what was written", place.bale)));
     }
     Ok(bytes.to_vec())
 }
@@ -70,8 +63,7 @@ pub(super) fn spilled(
     for chunk in chunks {
         encoded.extend_from_slice(&raw(bales, chunk, path)?);
     }
-    minicbor::decode(&encoded)
-        .map_err(|error| damaged(path, format!("a long event cannot be read: {error}")))
+    minicbor::decode(&encoded).map_err(|error| damaged(path, format!("a long event cannot be read: {error}")))
 }
 
 /// A part of an answer with its bytes.
@@ -80,9 +72,5 @@ pub(super) fn answer(
     bytes: &Bytes<'_>,
     path: &Path,
 ) -> Result<Answer, StoreError> {
-    Ok(Answer {
-        session: bytes.session,
-        request: bytes.request,
-        bytes: raw(bales, &bytes.chunk, path)?,
-    })
+    Ok(Answer { session: bytes.session, request: bytes.request, bytes: raw(bales, &bytes.chunk, path)? })
 }

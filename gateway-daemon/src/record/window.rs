@@ -142,20 +142,14 @@ pub(super) fn remove_unfinished(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// Runs what reads or writes a file that may be damaged: redb panics on some of that, and a panic is an error here.
-pub(super) fn guarded<T>(
-    path: &Path,
-    run: impl FnOnce() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+pub(super) fn guarded<T>(path: &Path, run: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let cause = panic
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("panic");
-        Err(StoreError::Damaged {
-            path: path.into(),
-            cause: format!("the store's code gave up: {cause}"),
-        })
+        Err(StoreError::Damaged { path: path.into(), cause: format!("the store's code gave up: {cause}") })
     })
 }
 
@@ -251,27 +245,20 @@ impl Window {
             };
             let blocks = txn.open_table(BLOCKS).map_err(at(path))?;
             if let Some((key, value)) = blocks.last().map_err(at(path))? {
-                let block = Block::parse(key.value(), value.value())
-                    .map_err(|cause| damaged(path, cause))?;
+                let block = Block::parse(key.value(), value.value()).map_err(|cause| damaged(path, cause))?;
                 chain.hash = block.hash;
                 for frame in block.frames() {
                     let frame = frame.map_err(|cause| damaged(path, cause))?;
                     (chain.next_seq, chain.time) = (frame.seq.saturating_add(1), frame.time);
                 }
             }
-            if let Some((key, _)) =
-                txn.open_table(BALES).map_err(at(path))?.last().map_err(at(path))?
-            {
+            if let Some((key, _)) = txn.open_table(BALES).map_err(at(path))?.last().map_err(at(path))? {
                 chain.next_bale = key.value().saturating_add(1);
             }
-            if let Some((key, _)) =
-                txn.open_table(SESSIONS).map_err(at(path))?.last().map_err(at(path))?
-            {
+            if let Some((key, _)) = txn.open_table(SESSIONS).map_err(at(path))?.last().map_err(at(path))? {
                 chain.last_session = key.value();
             }
-            if let Some((key, _)) =
-                txn.open_table(INDEX).map_err(at(path))?.last().map_err(at(path))?
-            {
+            if let Some((key, _)) = txn.open_table(INDEX).map_err(at(path))?.last().map_err(at(path))? {
                 chain.indexed_to = key.value();
             }
             Ok(chain)
@@ -286,12 +273,7 @@ fn builder(settings: &StoreSettings) -> Builder {
     builder
 }
 
-fn write_head(
-    db: &Database,
-    head: &Head,
-    live: &BTreeMap<u64, SessionRow>,
-    path: &Path,
-) -> Result<(), StoreError> {
+fn write_head(db: &Database, head: &Head, live: &BTreeMap<u64, SessionRow>, path: &Path) -> Result<(), StoreError> {
     let txn = db.begin_write().map_err(at(path))?;
     {
         let mut meta = txn.open_table(META).map_err(at(path))?;
@@ -310,10 +292,8 @@ fn write_head(
 /// A window's head.
 pub(super) fn read_head(txn: &redb::ReadTransaction, path: &Path) -> Result<Head, StoreError> {
     let meta = txn.open_table(META).map_err(at(path))?;
-    let head =
-        meta.get(HEAD).map_err(at(path))?.ok_or_else(|| damaged(path, "it has no head".into()))?;
-    minicbor::decode(head.value())
-        .map_err(|error| damaged(path, format!("its head cannot be read: {error}")))
+    let head = meta.get(HEAD).map_err(at(path))?.ok_or_else(|| damaged(path, "it has no head".into()))?;
+    minicbor::decode(head.value()).map_err(|error| damaged(path, format!("its head cannot be read: {error}")))
 }
 
 /// Walks the whole chain of a window: each block is what was written, and behind the one that stood before it. The
@@ -326,15 +306,11 @@ pub(super) fn verify(db: &impl ReadableDatabase, path: &Path) -> Result<(), Stor
         let (mut hash, mut next) = (head.hash, head.first);
         for row in txn.open_table(BLOCKS).map_err(at(path))?.iter().map_err(at(path))? {
             let (key, value) = row.map_err(at(path))?;
-            let block =
-                Block::parse(key.value(), value.value()).map_err(|cause| damaged(path, cause))?;
+            let block = Block::parse(key.value(), value.value()).map_err(|cause| damaged(path, cause))?;
             block.check().map_err(|cause| damaged(path, cause))?;
             if block.previous != hash || block.first != next {
                 let first = block.first;
-                return Err(damaged(
-                    path,
-                    format!("block {first} does not follow event {}", next.saturating_sub(1)),
-                ));
+                return Err(damaged(path, format!("block {first} does not follow event {}", next.saturating_sub(1))));
             }
             hash = block.hash;
             for frame in block.frames() {
@@ -359,14 +335,11 @@ pub(super) fn encode(row: &impl Encode<()>) -> Result<Vec<u8>, StoreError> {
 
 /// Makes a new name in the folder durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
-    fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|error| StoreError::from_io(dir, &error))
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::from_io(dir, &error))
 }
 
 impl SessionRow {
     pub(super) fn decode(id: SessionId, value: &[u8], path: &Path) -> Result<Self, StoreError> {
-        minicbor::decode(value)
-            .map_err(|error| damaged(path, format!("session {id} cannot be read: {error}")))
+        minicbor::decode(value).map_err(|error| damaged(path, format!("session {id} cannot be read: {error}")))
     }
 }

@@ -112,9 +112,7 @@ impl Writer {
             });
             self.shared.set_trouble(Some(error));
             let waiting = batch.acks.iter().map(|ack| &ack.progress);
-            waiting
-                .chain(self.backlog.iter().map(|piece| &piece.progress))
-                .for_each(|progress| progress.wake());
+            waiting.chain(self.backlog.iter().map(|piece| &piece.progress)).for_each(|progress| progress.wake());
             if !self.shared.pause(pause) {
                 return self.write(turn, batch).map(|()| self.publish(batch)).is_ok();
             }
@@ -179,8 +177,8 @@ impl Writer {
     }
 
     fn reopen(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let stat = statvfs(&self.settings.dir)
-            .map_err(|error| StoreError::from_io(&self.settings.dir, &error.into()))?;
+        let stat =
+            statvfs(&self.settings.dir).map_err(|error| StoreError::from_io(&self.settings.dir, &error.into()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         let wanted = batch.bytes.saturating_add(SPARE_BYTES);
         if free < wanted {
@@ -204,13 +202,7 @@ impl Writer {
             && self.shared.reserve(u64::try_from(data.len()).unwrap_or(u64::MAX)).is_ok()
         {
             let items = vec![item];
-            self.backlog.push_front(Piece {
-                progress: Arc::default(),
-                upto: 1,
-                bytes_upto: 0,
-                data,
-                items,
-            });
+            self.backlog.push_front(Piece { progress: Arc::default(), upto: 1, bytes_upto: 0, data, items });
         }
     }
 

@@ -1,19 +1,21 @@
 //! Events for tests of the record.
-
+#![expect(clippy::allow_attributes, reason = "`expect` fails in the file that uses everything")]
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::time::Duration;
 
 use gateway_daemon::record::{
-    AdminEvent, DecisionRecord, Event, Outcome, Request, RequestKind, SessionId, SessionStart,
+    AdminEvent, DecisionRecord, Event, KernelRefusal, Outcome, Request, RequestKind, SessionEnd, SessionId,
+    SessionStart,
 };
 
 /// Runs a future to its end, with a deadline.
-pub fn wait<F: Future>(future: F) -> F::Output {
+pub(crate) fn wait<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), future).await.expect("in a minute") })
 }
 
-pub fn start(session: SessionId, agent: &str) -> SessionStart {
+pub(crate) fn start(session: SessionId, agent: &str) -> SessionStart {
     SessionStart {
         session,
         agent: agent.into(),
@@ -40,7 +42,7 @@ pub fn start(session: SessionId, agent: &str) -> SessionStart {
     }
 }
 
-pub fn request(session: SessionId, request: u64, sql: &str, allowed: bool) -> Event {
+pub(crate) fn request(session: SessionId, request: u64, sql: &str, allowed: bool) -> Event {
     let action = sql.split(' ').next().unwrap_or("").to_ascii_lowercase();
     Event::Request(Request {
         session,
@@ -60,7 +62,7 @@ pub fn request(session: SessionId, request: u64, sql: &str, allowed: bool) -> Ev
     })
 }
 
-pub fn outcome(session: SessionId, request: u64, rows: u64) -> Event {
+pub(crate) fn outcome(session: SessionId, request: u64, rows: u64) -> Event {
     Event::Outcome(Outcome {
         session,
         request,
@@ -74,16 +76,44 @@ pub fn outcome(session: SessionId, request: u64, rows: u64) -> Event {
     })
 }
 
-pub fn admin(what: &str) -> Event {
+pub(crate) fn admin(what: &str) -> Event {
     Event::Admin(AdminEvent { uid: Some(0), what: what.into(), detail: "detail".into() })
 }
 
 /// A `DataRow` with one column of `len` bytes.
-pub fn answer_message(len: usize, fill: u8) -> Vec<u8> {
+pub(crate) fn answer_message(len: usize, fill: u8) -> Vec<u8> {
     let mut message = vec![b'D'];
     message.extend_from_slice(&u32::try_from(len + 10).unwrap().to_be_bytes());
     message.extend_from_slice(&1u16.to_be_bytes());
     message.extend_from_slice(&u32::try_from(len).unwrap().to_be_bytes());
     message.resize(message.len() + len, fill);
     message
+}
+
+pub(crate) fn session_end(session: SessionId) -> Event {
+    let reason = "closed by the agent".into();
+    Event::SessionEnd(SessionEnd { session, reason, requests: 1, refused: 0, rows: 1, bytes: 1 })
+}
+
+pub(crate) fn refusal(agent: Option<&str>) -> Event {
+    Event::Refused(KernelRefusal {
+        agent: agent.map(str::to_owned),
+        uid: 1001,
+        pid: 4,
+        comm: "psql".into(),
+        cgroup: 9,
+        destination: "10.0.0.5:5432".parse().unwrap(),
+        what: "udp to a protected target".into(),
+        count: 1,
+    })
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    };
+    std::iter::repeat_with(next).take(len).collect()
 }

@@ -86,19 +86,13 @@ impl LogFilter {
                 return Verdict::AsItsRequest;
             }
             Event::Refused(_) => !of_requests && self.decision != Some(DecisionFilter::Allow),
-            Event::SessionStart(_) | Event::SessionEnd(_) | Event::Admin(_) => {
-                !of_requests && self.decision.is_none()
-            }
+            Event::SessionStart(_) | Event::SessionEnd(_) | Event::Admin(_) => !of_requests && self.decision.is_none(),
         };
         if show { Verdict::Show } else { Verdict::Hide }
     }
 
     fn session_passes(&self, event: &Event, session: Option<&SessionInfo>) -> bool {
-        let wants = self.agent.is_some()
-            || self.subject.is_some()
-            || self.group.is_some()
-            || self.connection.is_some()
-            || self.session.is_some();
+        let of_session = self.subject.is_some() || self.group.is_some() || self.connection.is_some();
         match (event, session) {
             (_, Some(session)) => {
                 same(self.agent.as_deref(), &session.agent)
@@ -108,13 +102,13 @@ impl LogFilter {
                     && self.session.is_none_or(|id| id == session.id)
             }
             (Event::Refused(KernelRefusal { agent: Some(agent), .. }), None) => {
-                self.agent.as_ref().is_none_or(|wanted| wanted == agent)
-                    && self.subject.is_none()
-                    && self.group.is_none()
-                    && self.connection.is_none()
-                    && self.session.is_none()
+                same(self.agent.as_deref(), agent) && !of_session && self.session.is_none()
             }
-            (_, None) => !wants,
+            // Nothing is known of whose it is.
+            (_, None) => {
+                let this = self.session.is_none_or(|id| event.session() == Some(id));
+                this && self.agent.is_none() && !of_session
+            }
         }
     }
 
@@ -131,9 +125,7 @@ impl LogFilter {
             self.action.as_ref().is_none_or(|wanted| action_is(action, wanted))
                 && self.table.as_ref().is_none_or(|wanted| object_is(object, wanted))
         };
-        decided
-            && (self.table.is_none() && self.action.is_none()
-                || request.accesses.iter().any(touches))
+        decided && (self.table.is_none() && self.action.is_none() || request.accesses.iter().any(touches))
     }
 }
 

@@ -14,9 +14,7 @@ use super::{
         Event, SessionId, SessionStart, StoreError, Time,
         block::{Block, Content, Frame},
         index, unfold,
-        window::{
-            BALES, BLOCKS, INDEX, SESSIONS, SessionRow, at, damaged, guarded, read_head, time_of,
-        },
+        window::{BALES, BLOCKS, INDEX, SESSIONS, SessionRow, at, damaged, guarded, read_head, time_of},
     },
     LogFilter, Reader,
     filter::Verdict,
@@ -93,6 +91,15 @@ pub(super) enum Bytes {
     Left,
 }
 
+/// How a block was come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The index named it: all of it is wanted.
+    Named,
+    /// One behind the other: what lies behind `next` is wanted.
+    InOrder,
+}
+
 /// A walk along the log. [`page`](Self::page) reads a part of it; as an iterator it gives row by row. At the end it can be
 /// asked again later, and goes on with what was recorded since.
 #[derive(Debug)]
@@ -140,7 +147,8 @@ impl Log {
         }
         let Some(path) = self.window.clone() else { return Ok(None) };
         let page = guarded(&path, || {
-            let txn = self.reader.open(&path)?.begin_read().map_err(at(&path))?;
+            let window = self.reader.open(&path)?;
+            let txn = window.begin_read().map_err(at(&path))?;
             self.read_page(&txn, &path)
         })?;
         if page.is_some() || self.over {
@@ -161,7 +169,8 @@ impl Log {
         let Some(path) = from.and_then(|at| windows.get(at)) else { return Ok(false) };
         let path = path.clone();
         guarded(&path, || {
-            let txn = self.reader.open(&path)?.begin_read().map_err(at(&path))?;
+            let window = self.reader.open(&path)?;
+            let txn = window.begin_read().map_err(at(&path))?;
             self.enter(&txn, &path)
         })?;
         self.window = Some(path);
@@ -195,12 +204,7 @@ impl Log {
     }
 
     /// Asks the index for a session's blocks. A window that does not know the session has none.
-    fn enter_session(
-        &mut self,
-        txn: &ReadTransaction,
-        id: SessionId,
-        path: &Path,
-    ) -> Result<(), StoreError> {
+    fn enter_session(&mut self, txn: &ReadTransaction, id: SessionId, path: &Path) -> Result<(), StoreError> {
         let sessions = txn.open_table(SESSIONS).map_err(at(path))?;
         let known = sessions.get(id.0).map_err(at(path))?.is_some();
         let index = txn.open_table(INDEX).map_err(at(path))?;
@@ -208,8 +212,7 @@ impl Log {
         for row in index.range(self.next..).map_err(at(path))? {
             let (end, row) = row.map_err(at(path))?;
             let found = if known { index::find(row.value(), id.0) } else { Ok(Vec::new()) };
-            let found = found
-                .map_err(|error| damaged(path, format!("index row {}: {error}", end.value())))?;
+            let found = found.map_err(|error| damaged(path, format!("index row {}: {error}", end.value())))?;
             // A block that holds `next` begins before it.
             self.named.extend(found);
             tail = end.value();
@@ -218,18 +221,14 @@ impl Log {
         Ok(())
     }
 
-    fn read_page(
-        &mut self,
-        txn: &ReadTransaction,
-        path: &Path,
-    ) -> Result<Option<Vec<Row>>, StoreError> {
+    fn read_page(&mut self, txn: &ReadTransaction, path: &Path) -> Result<Option<Vec<Row>>, StoreError> {
         let blocks = txn.open_table(BLOCKS).map_err(at(path))?;
         let mut page = Vec::new();
         let mut read = 0;
         while read < PAGE {
             let Some(first) = self.named.pop_front() else { break };
             if let Some(value) = blocks.get(first).map_err(at(path))? {
-                self.block(txn, first, value.value(), path, &mut page)?;
+                self.block(txn, (first, value.value()), Place::Named, path, &mut page)?;
             }
             read += 1;
         }
@@ -241,7 +240,7 @@ impl Log {
         let from = from.transpose().map_err(at(path))?.map_or(self.next, |(key, _)| key.value());
         for row in blocks.range(from..).map_err(at(path))?.take(PAGE) {
             let (key, value) = row.map_err(at(path))?;
-            read += usize::from(self.block(txn, key.value(), value.value(), path, &mut page)?);
+            read += usize::from(self.block(txn, (key.value(), value.value()), Place::InOrder, path, &mut page)?);
             if self.over {
                 break;
             }
@@ -249,17 +248,16 @@ impl Log {
         Ok((read > 0).then_some(page))
     }
 
-    /// Reads a block's rows behind `next`. Says whether there was anything new.
+    /// Reads a block's rows. Says whether there was anything new.
     fn block(
         &mut self,
         txn: &ReadTransaction,
-        first: u64,
-        value: &[u8],
+        (first, value): (u64, &[u8]),
+        place: Place,
         path: &Path,
         page: &mut Vec<Row>,
     ) -> Result<bool, StoreError> {
-        let block = match Block::parse(first, value).and_then(|block| block.check().map(|()| block))
-        {
+        let block = match Block::parse(first, value).and_then(|block| block.check().map(|()| block)) {
             Ok(block) => block,
             Err(cause) => {
                 let new = first >= self.next;
@@ -271,13 +269,11 @@ impl Log {
                 return Ok(new);
             }
         };
-        let named = self.filter.session.is_some() && first < self.next;
         let mut new = false;
         for frame in block.frames() {
             let frame = frame.map_err(|cause| damaged(path, cause))?;
-            if frame.seq < self.next && !named
-                || self.filter.from.is_some_and(|from| frame.seq < from)
-            {
+            let before = place == Place::InOrder && frame.seq < self.next;
+            if before || self.filter.from.is_some_and(|from| frame.seq < from) {
                 continue;
             }
             new = true;
@@ -295,12 +291,7 @@ impl Log {
         Ok(new)
     }
 
-    fn row(
-        &mut self,
-        txn: &ReadTransaction,
-        frame: &Frame<'_>,
-        path: &Path,
-    ) -> Result<Option<Row>, StoreError> {
+    fn row(&mut self, txn: &ReadTransaction, frame: &Frame<'_>, path: &Path) -> Result<Option<Row>, StoreError> {
         let (seq, time) = (frame.seq, frame.time);
         let content = frame.content();
         let event = match content {
@@ -312,18 +303,15 @@ impl Log {
                 unfold::spilled(&txn.open_table(BALES).map_err(at(path))?, &spilled.chunks, path)
             }
             Content::Answer(bytes) | Content::CopyIn(bytes)
-                if self.bytes == Bytes::Left
-                    || self.filter.session.is_some_and(|id| id != bytes.session) =>
+                if self.bytes == Bytes::Left || self.filter.session.is_some_and(|id| id != bytes.session) =>
             {
                 return Ok(None);
             }
             Content::Answer(bytes) => {
-                unfold::answer(&txn.open_table(BALES).map_err(at(path))?, &bytes, path)
-                    .map(Event::Answer)
+                unfold::answer(&txn.open_table(BALES).map_err(at(path))?, &bytes, path).map(Event::Answer)
             }
             Content::CopyIn(bytes) => {
-                unfold::answer(&txn.open_table(BALES).map_err(at(path))?, &bytes, path)
-                    .map(Event::CopyIn)
+                unfold::answer(&txn.open_table(BALES).map_err(at(path))?, &bytes, path).map(Event::CopyIn)
             }
             Content::Unknown(cause) => return Ok(Some(Row::unreadable(seq, time, cause))),
         };
@@ -345,9 +333,7 @@ impl Log {
 
     fn passes(&mut self, event: &Event, session: Option<&SessionInfo>) -> bool {
         let verdict = self.filter.judge(event, session);
-        let of_requests = self.filter.table.is_some()
-            || self.filter.action.is_some()
-            || self.filter.decision.is_some();
+        let of_requests = self.filter.table.is_some() || self.filter.action.is_some() || self.filter.decision.is_some();
         match (verdict, event) {
             (Verdict::Hide, _) => false,
             (Verdict::Show, Event::Request(request)) if of_requests => {
@@ -359,9 +345,7 @@ impl Log {
             }
             (Verdict::Show, _) => true,
             (Verdict::AsItsRequest, _) if !of_requests => true,
-            (Verdict::AsItsRequest, Event::Outcome(outcome)) => {
-                self.shown.remove(&(outcome.session, outcome.request))
-            }
+            (Verdict::AsItsRequest, Event::Outcome(outcome)) => self.shown.remove(&(outcome.session, outcome.request)),
             (Verdict::AsItsRequest, Event::Answer(answer) | Event::CopyIn(answer)) => {
                 self.shown.contains(&(answer.session, answer.request))
             }

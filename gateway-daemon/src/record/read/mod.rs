@@ -8,16 +8,18 @@ mod log;
 mod sessions;
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use redb::{
-    Builder, Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableDatabase,
-    TransactionError, backends::FileBackend,
+    Builder, Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TransactionError,
+    backends::FileBackend,
 };
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
@@ -35,9 +37,19 @@ use super::{
 /// What of the settings' cache readers of closed windows use.
 const READ_CACHE_BYTES: usize = 16 * 1024 * 1024;
 
+/// How long a reader waits for the writer's window when that is just being opened.
+const REOPEN: Duration = Duration::from_secs(1);
+
 /// A reader of the record. Cheap to make; its queries block their thread.
 #[derive(Debug, Clone)]
-pub struct Reader(Arc<Source>);
+pub struct Reader(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    source: Source,
+    /// The window that was opened last.
+    kept: Mutex<Option<(PathBuf, Arc<Readable>)>>,
+}
 
 #[derive(Debug)]
 enum Source {
@@ -50,6 +62,10 @@ enum Source {
 }
 
 impl Reader {
+    fn new(source: Source) -> Self {
+        Self(Arc::new(Inner { source, kept: Mutex::new(None) }))
+    }
+
     /// Reads offline: a store's folder while no daemon has it, or one window's file.
     ///
     /// # Errors
@@ -57,11 +73,11 @@ impl Reader {
     pub fn offline(path: &Path) -> Result<Self, StoreError> {
         let io = |error: io::Error| StoreError::from_io(path, &error);
         if !fs::metadata(path).map_err(io)?.is_dir() {
-            return Ok(Self(Arc::new(Source::File { path: path.into() })));
+            return Ok(Self::new(Source::File { path: path.into() }));
         }
         let lock = OwnedFd::from(File::open(path).map_err(io)?);
         match flock(&lock, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(Self(Arc::new(Source::Folder { dir: path.into(), _lock: lock }))),
+            Ok(()) => Ok(Self::new(Source::Folder { dir: path.into(), _lock: lock })),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked { path: path.into() }),
             Err(error) => Err(io(error.into())),
         }
@@ -86,7 +102,7 @@ impl Reader {
 
     /// The last durable sequence number, and each later one; `None` offline, where nothing comes any more.
     pub fn follow(&self) -> Option<watch::Receiver<u64>> {
-        match &*self.0 {
+        match &self.0.source {
             Source::Daemon { shared, .. } => Some(shared.subscribe()),
             Source::Folder { .. } | Source::File { .. } => None,
         }
@@ -99,13 +115,10 @@ impl Reader {
     pub fn verify(&self) -> Result<Vec<StoreError>, StoreError> {
         let mut wrong = Vec::new();
         for path in self.windows()? {
-            let checked = guarded(&path, || {
-                let window = self.open(&path)?;
-                match &window {
-                    Readable::Live(window) => window::verify(&*window.db, &path),
-                    Readable::Closed(db) => window::verify(&**db, &path),
-                    Readable::Copy(db) => window::verify(&**db, &path),
-                }
+            let checked = guarded(&path, || match &*self.open(&path)? {
+                Readable::Live(window) => window::verify(&*window.db, &path),
+                Readable::Closed(db) => window::verify(&**db, &path),
+                Readable::Copy(db) => window::verify(&**db, &path),
             });
             wrong.extend(checked.err());
         }
@@ -114,30 +127,50 @@ impl Reader {
 
     /// The windows, oldest first.
     fn windows(&self) -> Result<Vec<PathBuf>, StoreError> {
-        match &*self.0 {
+        match &self.0.source {
             Source::Daemon { dir, .. } | Source::Folder { dir, .. } => window::list(dir),
             Source::File { path } => Ok(vec![path.clone()]),
         }
     }
 
-    fn open(&self, path: &Path) -> Result<Readable, StoreError> {
-        if let Source::Daemon { shared, .. } = &*self.0 {
-            if let Some(window) = shared.live().filter(|window| window.path == path) {
-                return Ok(Readable::Live(window));
-            }
-            // The writer's own window, closed by a failure: the writer alone repairs it.
-            return Ok(Readable::Closed(Box::new(
-                reader().open_read_only(path).map_err(at(path))?,
-            )));
+    /// A window, kept open for the next page.
+    fn open(&self, path: &Path) -> Result<Arc<Readable>, StoreError> {
+        if let Source::Daemon { dir, shared } = &self.0.source
+            && let Some(window) = live(dir, shared, path)?
+        {
+            return Ok(Arc::new(Readable::Live(window)));
         }
-        match reader().open_read_only(path) {
-            Ok(db) => Ok(Readable::Closed(Box::new(db))),
-            Err(DatabaseError::RepairAborted) => copy(path).map(|db| Readable::Copy(Box::new(db))),
-            Err(DatabaseError::DatabaseAlreadyOpen) => {
-                Err(StoreError::Locked { path: path.into() })
-            }
-            Err(error) => Err(StoreError::from_redb(path, error)),
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, readable)) = kept.as_ref().filter(|(of, _)| of == path) {
+            return Ok(readable.clone());
         }
+        let readable = match reader().open_read_only(path) {
+            Ok(db) => Readable::Closed(Box::new(db)),
+            Err(DatabaseError::RepairAborted) => Readable::Copy(Box::new(copy(path)?)),
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked { path: path.into() }),
+            Err(error) => return Err(StoreError::from_redb(path, error)),
+        };
+        let readable = Arc::new(readable);
+        *kept = Some((path.into(), readable.clone()));
+        Ok(readable)
+    }
+}
+
+/// The writer's own window, if `path` is it. The newest one is the writer's even while it is closed by a failure: nobody
+/// else opens it, so that nothing keeps the writer from it.
+fn live(dir: &Path, shared: &Shared, path: &Path) -> Result<Option<Window>, StoreError> {
+    let deadline = Instant::now() + REOPEN;
+    loop {
+        if let Some(window) = shared.live().filter(|window| window.path == path) {
+            return Ok(Some(window));
+        }
+        if window::list(dir)?.last().is_none_or(|newest| newest != path) {
+            return Ok(None);
+        }
+        if Instant::now() >= deadline {
+            return Err(shared.trouble().unwrap_or(StoreError::Closed));
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -145,7 +178,7 @@ impl Recorder {
     /// A reader beside the writer; `None` when nothing is recorded.
     pub fn reader(&self) -> Option<Reader> {
         let (settings, shared) = self.shared()?;
-        Some(Reader(Arc::new(Source::Daemon { dir: settings.dir.clone(), shared: shared.clone() })))
+        Some(Reader::new(Source::Daemon { dir: settings.dir.clone(), shared: shared.clone() }))
     }
 }
 
@@ -156,6 +189,16 @@ enum Readable {
     Closed(Box<ReadOnlyDatabase>),
     /// Of a window that was never closed: the copy was repaired, the file is as it was found.
     Copy(Box<Database>),
+}
+
+impl fmt::Debug for Readable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Live(_) => "Live",
+            Self::Closed(_) => "Closed",
+            Self::Copy(_) => "Copy",
+        })
+    }
 }
 
 impl Readable {
@@ -179,8 +222,7 @@ fn copy(path: &Path) -> Result<Database, StoreError> {
     let nameless = || {
         let dir = std::env::temp_dir();
         let name = dir.join(format!("weir-record-{}-{:x}", std::process::id(), rand_u64()?));
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
         fs::remove_file(&name)?;
         io::copy(&mut File::open(path)?, &mut &file)?;
         Ok(file)

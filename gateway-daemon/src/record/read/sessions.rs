@@ -93,7 +93,8 @@ impl Sessions {
     }
 
     fn read_page(&mut self, path: &Path) -> Result<Option<Vec<SessionSummary>>, StoreError> {
-        let txn = self.reader.open(path)?.begin_read().map_err(at(path))?;
+        let window = self.reader.open(path)?;
+        let txn = window.begin_read().map_err(at(path))?;
         let first = super::window::read_head(&txn, path)?.first;
         let table = txn.open_table(SESSIONS).map_err(at(path))?;
         let (mut page, mut read) = (Vec::new(), 0);
@@ -120,12 +121,7 @@ impl Sessions {
             Some(Ok(Event::SessionEnd(end))) => Some(end),
             _ => None,
         };
-        let summary = SessionSummary {
-            start,
-            started: Time(row.start_time),
-            end,
-            ended: row.end_time.map(Time),
-        };
+        let summary = SessionSummary { start, started: Time(row.start_time), end, ended: row.end_time.map(Time) };
         let info = SessionInfo::from(&summary.start);
         self.filter.passes(&info, summary.started, summary.ended).then_some(summary)
     }

@@ -1,0 +1,178 @@
+//! `weir log`: a line for each request with its outcome, and for whatever else happened.
+
+use std::{collections::HashMap, io};
+
+use unicode_width::UnicodeWidthStr;
+
+use super::line;
+use crate::record::{
+    AdminEvent, Event, KernelRefusal, Outcome, Request, Row, RowContent, SessionEnd, SessionId, SessionInfo,
+    SessionStart, Time,
+};
+
+/// Requests whose outcome is waited for; over it the oldest are shown without one.
+const PENDING: usize = 1000;
+/// Columns before the last: time, agent, connection, what.
+const WIDTHS: [usize; 4] = [27, 14, 12, 7];
+
+/// Writes the log as rows come. A request's line waits for its outcome, so lines stand in the order in which things ended.
+#[derive(Debug)]
+pub struct LogTable<W> {
+    out: W,
+    /// Characters of a statement that a line shows.
+    limit: usize,
+    pending: HashMap<(SessionId, u64), (u64, Time, Box<Request>, Whose)>,
+}
+
+/// Whose something is, safe to show.
+#[derive(Debug, Clone, Default)]
+struct Whose {
+    agent: String,
+    connection: String,
+}
+
+impl<W: io::Write> LogTable<W> {
+    /// Writes to `out`, at most `limit` characters of each statement.
+    pub fn new(out: W, limit: usize) -> Self {
+        Self { out, limit, pending: HashMap::new() }
+    }
+
+    /// The line of heads.
+    ///
+    /// # Errors
+    /// When `out` cannot be written.
+    pub fn head(&mut self) -> io::Result<()> {
+        self.put(["time", "agent", "connection", "what"], "")
+    }
+
+    /// Takes one row.
+    ///
+    /// # Errors
+    /// When `out` cannot be written.
+    pub fn row(&mut self, row: &Row) -> io::Result<()> {
+        let whose = row.session.as_deref().map(Whose::from).unwrap_or_default();
+        let event = match &row.content {
+            RowContent::Event(event) => &**event,
+            RowContent::Unreadable(cause) => {
+                let text = format!("event {}: {}", row.seq, line(cause, self.limit));
+                return self.entry(row.time, &whose, "DAMAGED", &text);
+            }
+        };
+        match event {
+            Event::Request(request) if request.decision.allowed => {
+                let key = (request.session, request.request);
+                self.pending.insert(key, (row.seq, row.time, Box::new(request.clone()), whose));
+                if self.pending.len() > PENDING { self.show_oldest() } else { Ok(()) }
+            }
+            Event::Request(request) => self.request(row.time, request, &whose, None),
+            Event::Outcome(outcome) => match self.pending.remove(&(outcome.session, outcome.request)) {
+                Some((_, time, request, whose)) => self.request(time, &request, &whose, Some(outcome)),
+                None => Ok(()),
+            },
+            // Bytes are for `weir show`.
+            Event::Answer(_) | Event::CopyIn(_) => Ok(()),
+            Event::SessionStart(start) => self.start(row.time, start),
+            Event::SessionEnd(end) => self.end(row.time, end, &whose),
+            Event::Refused(refusal) => self.refused(row.time, refusal),
+            Event::Admin(admin) => self.admin(row.time, admin),
+        }
+    }
+
+    /// Shows what still waits for its outcome: at the end, or when nothing came for a while.
+    ///
+    /// # Errors
+    /// When `out` cannot be written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while !self.pending.is_empty() {
+            self.show_oldest()?;
+        }
+        self.out.flush()
+    }
+
+    fn show_oldest(&mut self) -> io::Result<()> {
+        let oldest = self.pending.iter().min_by_key(|(_, (seq, ..))| *seq).map(|(key, _)| *key);
+        match oldest.and_then(|key| self.pending.remove(&key)) {
+            Some((_, time, request, whose)) => self.request(time, &request, &whose, None),
+            None => Ok(()),
+        }
+    }
+
+    fn request(&mut self, time: Time, request: &Request, whose: &Whose, outcome: Option<&Outcome>) -> io::Result<()> {
+        let what = if request.decision.allowed { "allow" } else { "DENY" };
+        let policies = request.decision.policies.iter().map(|id| line(id, 60)).collect::<Vec<_>>().join(", ");
+        let mut text = line(&request.sql, self.limit);
+        text.push_str(&format!("  [{}]", if policies.is_empty() { "no policy" } else { &policies }));
+        if !request.decision.allowed {
+            text.push_str(&format!(" {}", line(&request.decision.reason, 200)));
+        }
+        match outcome {
+            Some(Outcome { error: Some((code, message)), .. }) => {
+                text.push_str(&format!("  error {}: {}", line(code, 5), line(message, 120)));
+            }
+            Some(outcome) => {
+                let millis = outcome.duration.as_secs_f64() * 1000.0;
+                text.push_str(&format!("  {} rows, {} bytes, {millis:.1} ms", outcome.rows, outcome.bytes));
+            }
+            None if request.decision.allowed => text.push_str("  no outcome yet"),
+            None => {}
+        }
+        self.entry(time, whose, what, &text)
+    }
+
+    fn start(&mut self, time: Time, start: &SessionStart) -> io::Result<()> {
+        let whose = Whose::from(&SessionInfo::from(start));
+        let text = format!(
+            "session {} of {} at {}, pid {}, {} for {}",
+            start.session,
+            line(&start.subject, 80),
+            line(&start.issuer, 80),
+            start.pid,
+            line(&start.executable, 80),
+            start.origin,
+        );
+        self.entry(time, &whose, "start", &text)
+    }
+
+    fn end(&mut self, time: Time, end: &SessionEnd, whose: &Whose) -> io::Result<()> {
+        let SessionEnd { session, reason, requests, refused, rows, bytes } = end;
+        let reason = line(reason, 120);
+        let text =
+            format!("session {session}: {reason}; {requests} requests, {refused} refused, {rows} rows, {bytes} bytes");
+        self.entry(time, whose, "end", &text)
+    }
+
+    fn refused(&mut self, time: Time, refusal: &KernelRefusal) -> io::Result<()> {
+        let KernelRefusal { agent, uid, pid, comm, destination, what, count, .. } = refusal;
+        let whose = Whose { agent: agent.as_deref().map_or("-".into(), |agent| line(agent, 40)), ..Whose::default() };
+        let times = if *count > 1 { format!(", {count} times") } else { String::new() };
+        let (what, comm) = (line(what, 120), line(comm, 15));
+        self.entry(time, &whose, "REFUSED", &format!("{what}: {destination} by pid {pid} ({comm}), uid {uid}{times}"))
+    }
+
+    fn admin(&mut self, time: Time, admin: &AdminEvent) -> io::Result<()> {
+        let who = admin.uid.map_or("weir".into(), |uid| format!("uid {uid}"));
+        let text = format!("{who}: {} {}", line(&admin.what, 40), line(&admin.detail, self.limit));
+        self.entry(time, &Whose::default(), "admin", &text)
+    }
+
+    fn entry(&mut self, time: Time, whose: &Whose, what: &str, text: &str) -> io::Result<()> {
+        self.put([&time.to_string(), &whose.agent, &whose.connection, what], text)
+    }
+
+    fn put(&mut self, cells: [&str; 4], text: &str) -> io::Result<()> {
+        let mut out = String::new();
+        for (cell, width) in cells.into_iter().zip(WIDTHS) {
+            out.push_str(cell);
+            // A long name pushes the line to the right; it is not cut.
+            out.push_str(&" ".repeat(width.saturating_sub(cell.width()).saturating_add(2)));
+        }
+        out.push_str(text);
+        writeln!(self.out, "{}", out.trim_end())
+    }
+}
+
+impl From<&SessionInfo> for Whose {
+    fn from(info: &SessionInfo) -> Self {
+        Self { agent: line(&info.agent, 40), connection: line(&info.connection, 40) }
+    }
+}
