@@ -65,7 +65,7 @@ pub(super) fn ask(
 fn failure(error: &AuthorizationError) -> (PolicyId, String) {
     match error {
         AuthorizationError::PolicyEvaluationError(error) => {
-            (error.policy_id().clone(), error.inner().to_string())
+            (error.policy_id().clone(), error.to_string())
         }
     }
 }

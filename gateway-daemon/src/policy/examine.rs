@@ -6,17 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use cedar_policy::{Effect as CedarEffect, EntityUid, Policy, PolicyId as CedarId, Template, ValidationMode, Validator};
+use cedar_policy::{Effect as CedarEffect, EntityUid, Policy, PolicyId as CedarId, Template, ValidationError, ValidationMode, Validator};
 use miette::Diagnostic;
 
 use super::{
     PolicyId,
     fault::{Fault, FaultKind},
-    load::{Known, MAX_DESCRIPTION_BYTES, MAX_ID_BYTES, MAX_POLICY_BYTES, text_of},
+    load::{Known, MAX_DEPTH, MAX_DESCRIPTION_BYTES, MAX_ID_BYTES, MAX_IFS, MAX_OPERATORS, MAX_POLICY_BYTES, text_of},
     names,
     rule::{Effect, Reads, Rule, Scope},
     schema::{Kind, schema},
-    source::{Place, Source, printable},
+    source::{Complexity, Place, Source, printable},
     trial,
 };
 
@@ -43,10 +43,18 @@ impl Draft {
     /// Reads one policy out of its file.
     pub(super) fn parse(source: &Source, range: Range<usize>) -> Result<Self, Vec<Fault>> {
         let text = text_of(source, range.clone());
-        if text.len() > MAX_POLICY_BYTES {
-            let limit = u64::try_from(MAX_POLICY_BYTES).unwrap_or(u64::MAX);
-            let kind = FaultKind::Limit { what: "a policy".into(), limit, unit: "bytes" };
-            return Err(vec![Fault::new(kind, Some(source.place(range.start..range.start)))]);
+        let Complexity { depth, ifs, operators } = Complexity::of(&text);
+        for (found, limit, unit) in [
+            (text.len(), MAX_POLICY_BYTES, "bytes"),
+            (depth, MAX_DEPTH, "brackets inside each other"),
+            (ifs, MAX_IFS, "`if`s"),
+            (operators, MAX_OPERATORS, "operators"),
+        ] {
+            if found > limit {
+                let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+                let kind = FaultKind::Limit { what: "a policy".into(), limit, unit };
+                return Err(vec![Fault::new(kind, Some(source.place(range.start..range.start)))]);
+            }
         }
         match Policy::parse(None, &*text) {
             Ok(policy) => Ok(Self { source: source.clone(), range, policy }),
@@ -105,7 +113,10 @@ pub(super) fn examine(drafts: Vec<Draft>, known: Option<&Known>) -> Examined {
 }
 
 fn syntax(error: &dyn Diagnostic, source: &Source, range: &Range<usize>) -> Fault {
-    let kind = FaultKind::Syntax { message: error.to_string(), help: error.help().map(|help| help.to_string()) };
+    // What was expected stands in the label, where there is no help.
+    let label = || error.labels()?.find_map(|label| label.label().map(str::to_owned));
+    let help = error.help().map(|help| help.to_string()).or_else(label);
+    let kind = FaultKind::Syntax { message: error.to_string(), help };
     Fault::new(kind, Some(source.place(marked(error, range))))
 }
 
@@ -239,12 +250,10 @@ fn validate(drafts: &[Draft], examined: &mut Examined) {
         }
     }
     let result = Validator::new(schema().clone()).validate_with_level(&set, ValidationMode::Strict, MAX_DEREFERENCES);
-    for error in result.validation_errors() {
-        let help = error.help().map(|help| help.to_string());
-        let kind = FaultKind::Invalid { message: without_id(&error.to_string(), error.policy_id()), help };
-        let place = by_id.get(error.policy_id()).map(|draft| draft.source.place(marked(error, &draft.range)));
-        examined.faults.push(Fault::new(kind, place));
-    }
+    examined.faults.extend(folded(result.validation_errors().filter_map(|error| {
+        let draft = by_id.get(error.policy_id())?;
+        Some((draft.source.place(marked(error, &draft.range)), error))
+    })));
     for warning in result.validation_warnings() {
         use cedar_policy::ValidationWarning as Warning;
         let draft = by_id.get(warning.policy_id());
@@ -260,6 +269,31 @@ fn validate(drafts: &[Draft], examined: &mut Examined) {
         };
         examined.warnings.push(Fault::new(kind, place));
     }
+}
+
+/// Cedar tells the same mistake once for each action and each type of resource: one is told, the others are counted.
+fn folded<'a>(errors: impl Iterator<Item = (Place, &'a ValidationError)>) -> Vec<Fault> {
+    let mut places: BTreeMap<_, (Place, Vec<(String, Option<String>)>)> = BTreeMap::new();
+    for (place, error) in errors {
+        let help = match error {
+            ValidationError::EntityDerefLevelViolation(_) => Some(
+                "what a policy names has no attributes to read; read those of `principal` and `resource`".to_owned(),
+            ),
+            other => other.help().map(|help| help.to_string()),
+        };
+        let at = (Arc::clone(&place.file), place.line, place.column);
+        let (_, told) = places.entry(at).or_insert_with(|| (place, Vec::new()));
+        told.push((without_id(&error.to_string(), error.policy_id()), help));
+    }
+    let fold = |(place, mut told): (Place, Vec<(String, Option<String>)>)| {
+        told.sort_unstable();
+        told.dedup();
+        let alike = told.len().saturating_sub(1);
+        let (message, help) = told.into_iter().next()?;
+        let message = if alike == 0 { message } else { format!("{message}; and {alike} more like it here") };
+        Some(Fault::new(FaultKind::Invalid { message, help }, Some(place)))
+    };
+    places.into_values().filter_map(fold).collect()
 }
 
 /// Cedar's message without the index that stands for the policy's name.
