@@ -4,9 +4,7 @@ use std::{collections::BTreeSet, time::Duration, time::SystemTime};
 
 use gateway_daemon::{
     identity::{Group, Identity, Subject},
-    policy::{
-        Clearance, Decision, Known, MAX_ACCESSES, PolicyId, PolicySet, Query, Source, Verdict, doc, explain,
-    },
+    policy::{Clearance, Decision, Known, MAX_ACCESSES, PolicyId, PolicySet, Query, Source, Verdict, doc, explain},
     sql::{Access, Action, Columns, Name, Object},
 };
 
@@ -101,7 +99,11 @@ fn each_rule_has_its_mirror_image() {
         ("none of them", &writer, select(table("private", "secrets"), Columns::None).to_vec()),
         ("forbidden", &reader, select(table("audit", "log"), Columns::None).to_vec()),
         ("the schema itself", &reader, select(Object::Schema { schema: "audit".into() }, Columns::None).to_vec()),
-        ("one of two", &reader, [select(table("public", "a"), Columns::All), select(table("audit", "b"), Columns::All)].concat()),
+        (
+            "one of two",
+            &reader,
+            [select(table("public", "a"), Columns::All), select(table("audit", "b"), Columns::All)].concat(),
+        ),
         ("unknown", &reader, vec![access(Action::Unknown, Object::Database, Columns::None)]),
         ("nothing", &reader, vec![]),
     ];
@@ -129,7 +131,8 @@ fn a_decision_follows_the_clock_where_a_policy_reads_it() {
 
 #[test]
 fn what_is_kept_of_one_identity_is_not_used_for_another() {
-    let set = set(&(POLICIES.to_owned() + r#"@id("l") @description("d") permit(principal, action == Action::"listen", resource);"#));
+    let set = set(&(POLICIES.to_owned()
+        + r#"@id("l") @description("d") permit(principal, action == Action::"listen", resource);"#));
     let accesses = [access(Action::Listen, Object::Database, Columns::None)];
     let robot = identity("claude", &[]);
     let mallory = Identity { subject: Subject { subject: "mallory".into(), ..robot.subject.clone() }, ..robot.clone() };
@@ -159,13 +162,12 @@ fn durability_follows_the_class_and_a_refusal_gives_no_clearance() {
 
 #[test]
 fn a_policy_that_fails_for_one_question_refuses_it_and_no_other() {
-    let set = set(
-        r#"@id("all") @description("All.") permit(principal, action, resource);
+    let set = set(r#"@id("all") @description("All.") permit(principal, action, resource);
            @id("fails") @description("Fails for one.") forbid(principal, action, resource)
-           when { resource has name && resource.name == "t" && 9223372036854775807 + 1 > 0 };"#,
-    );
+           when { resource has name && resource.name == "t" && 9223372036854775807 + 1 > 0 };"#);
     let claude = identity("claude", &[]);
-    let ask = |name: &str| told(&decide(&set, &claude, &[access(Action::Select, table("public", name), Columns::None)]));
+    let ask =
+        |name: &str| told(&decide(&set, &claude, &[access(Action::Select, table("public", name), Columns::None)]));
     assert_eq!(ask("u"), "allow by all");
     insta::assert_snapshot!(ask("t"));
 }
@@ -229,7 +231,8 @@ fn an_explanation_shows_each_access_its_policies_and_who_else_may() {
 
 #[test]
 fn the_table_of_policies_says_who_may_do_what_and_why() {
-    let known = Known { connections: ["oders".to_owned()].into(), issuers: ["corp".to_owned()].into(), ..Known::default() };
+    let known =
+        Known { connections: ["oders".to_owned()].into(), issuers: ["corp".to_owned()].into(), ..Known::default() };
     let document = doc(&set(POLICIES), Some(&known));
     insta::assert_snapshot!(document.to_string());
     insta::assert_snapshot!(serde_json::to_string_pretty(&document).unwrap());

@@ -81,15 +81,11 @@ impl PolicySet {
 }
 
 /// Callers may have a thread's small stack.
-fn on_large_stack(
-    load: impl FnOnce() -> Result<Loaded, LoadErrors> + Send,
-) -> Result<Loaded, LoadErrors> {
-    std::thread::scope(|scope| {
-        match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, load) {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(source) => {
-                Err(LoadErrors { faults: vec![Fault::new(FaultKind::Thread { source }, None)], warnings: Vec::new() })
-            }
+fn on_large_stack(load: impl FnOnce() -> Result<Loaded, LoadErrors> + Send) -> Result<Loaded, LoadErrors> {
+    std::thread::scope(|scope| match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, load) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(source) => {
+            Err(LoadErrors { faults: vec![Fault::new(FaultKind::Thread { source }, None)], warnings: Vec::new() })
         }
     })
 }
@@ -167,6 +163,7 @@ impl Folder {
     /// The policy files by name, sorted. What only looks like one is warned of.
     fn names(&mut self, dir: &Path) -> io::Result<BTreeMap<String, std::path::PathBuf>> {
         let mut names = BTreeMap::new();
+        let mut ignored = BTreeSet::new();
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -174,16 +171,17 @@ impl Folder {
             if is_policy {
                 names.insert(name, entry.path());
             } else if name.contains(".cedar") || entry.file_type()?.is_dir() {
-                self.warnings.push(Fault::new(FaultKind::Ignored { path: name }, None));
+                ignored.insert(name);
             }
         }
+        let warning = |path| Fault::new(FaultKind::Ignored { path }, None);
+        self.warnings.extend(ignored.into_iter().map(warning));
         Ok(names)
     }
 
     fn fault(&mut self, kind: FaultKind) {
         self.faults.push(Fault::new(kind, None));
     }
-
 }
 
 fn read_file(path: &Path, name: &str) -> Result<String, FaultKind> {

@@ -70,6 +70,7 @@ enum Slice {
 
 struct Question {
     policies: PolicySet,
+    reads: Reads,
     entities: Entities,
     uids: [EntityUid; 3],
 }
@@ -151,10 +152,9 @@ impl Principal {
     fn slice(&self, rules: &[Rule], query: &Query<'_>, access: &Access) -> Slice {
         let resource = Resource::new(query.connection, query.database, &access.object);
         let chosen = self.matching(rules, access.action, &resource);
-        let reads = chosen.iter().fold(Reads::default(), |reads, rule| reads.union(rule.reads));
         match Question::new(&chosen, query.identity, access.action, &resource) {
             Err(message) => Slice::Answered(Answer { outcome: Outcome::Failed { message }, policies: Vec::new() }),
-            Ok(question) if reads.anything() => Slice::Open(question),
+            Ok(question) if question.reads.anything() => Slice::Open(question),
             // Whatever the columns and the time are, the answer is the same.
             Ok(question) => Slice::Answered(question.put(&Columns::None, &query.circumstances())),
         }
@@ -216,13 +216,14 @@ impl Question {
         Ok(Self {
             policies: PolicySet::from_policies(rules.iter().map(|rule| rule.policy.clone()))
                 .map_err(|error| error.to_string())?,
+            reads: rules.iter().fold(Reads::default(), |reads, rule| reads.union(rule.reads)),
             entities: names::entities(identity, action, resource)?,
             uids: [names::agent_uid(identity), action_uid(action.name()), asked],
         })
     }
 
     fn put(&self, columns: &Columns, circumstances: &Circumstances<'_>) -> Answer {
-        match context(columns, circumstances) {
+        match context(columns, circumstances, self.reads) {
             Err(message) => Answer { outcome: Outcome::Failed { message }, policies: Vec::new() },
             Ok(context) => {
                 let (outcome, policies) = ask(&self.policies, &self.entities, self.uids.clone(), context);

@@ -263,10 +263,7 @@ mod tests {
     #[test]
     fn a_policy_ends_at_its_semicolon_and_not_at_one_in_a_string_or_a_comment() {
         let text = "// a; b\n@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);\n\n permit ; // end";
-        assert_eq!(
-            cut_up(text),
-            ["@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);", "permit ;"]
-        );
+        assert_eq!(cut_up(text), ["@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);", "permit ;"]);
     }
 
     #[test]
