@@ -2,8 +2,12 @@
 
 use std::time::SystemTime;
 
-use cedar_policy::{AuthorizationError, Authorizer, Context, Decision, Entities, EntityUid, PolicyId, PolicySet, Request, RestrictedExpression};
+use cedar_policy::{
+    AuthorizationError, Authorizer, Context, Decision, Entities, EntityUid, PolicyId, PolicySet, Request,
+    RestrictedExpression,
+};
 
+use super::rule::Reads;
 use crate::sql::Columns;
 
 /// What of a question lies outside the statement.
@@ -56,44 +60,51 @@ pub(super) fn ask(
         (Some((policy, message)), Decision::Allow | Decision::Deny, _) => (Outcome::Failed { message }, vec![policy]),
         (None, Decision::Deny, true) => (Outcome::Unpermitted, reasons),
         (None, Decision::Allow, false) => (Outcome::Permitted, reasons),
-        (None, Decision::Allow, true) => {
-            (Outcome::Failed { message: "allowed, but by no policy".to_owned() }, reasons)
-        }
+        (None, Decision::Allow, true) => (Outcome::Failed { message: "allowed, but by no policy".to_owned() }, reasons),
     }
 }
 
 fn failure(error: &AuthorizationError) -> (PolicyId, String) {
     match error {
-        AuthorizationError::PolicyEvaluationError(error) => {
-            (error.policy_id().clone(), error.inner().to_string())
-        }
+        AuthorizationError::PolicyEvaluationError(error) => (error.policy_id().clone(), error.to_string()),
     }
 }
 
-/// The context of a question.
+/// The context of a question: of it those attributes that the policies asked can read. The others would cost more than
+/// the evaluation, the time above all.
 ///
 /// # Errors
 /// A time that Cedar cannot hold.
-pub(super) fn context(columns: &Columns, circumstances: &Circumstances<'_>) -> Result<Context, String> {
-    let all = match columns {
-        Columns::All => true,
-        Columns::None | Columns::Some(_) => false,
-    };
-    let named = match columns {
+pub(super) fn context(columns: &Columns, circumstances: &Circumstances<'_>, reads: Reads) -> Result<Context, String> {
+    let mut pairs = Vec::with_capacity(4);
+    if reads.columns {
+        pairs.push(("columns".to_owned(), RestrictedExpression::new_set(named(columns))));
+    }
+    if reads.all_columns {
+        let all = matches!(columns, Columns::All);
+        pairs.push(("allColumns".to_owned(), RestrictedExpression::new_bool(all)));
+    }
+    if reads.now {
+        pairs.push(("now".to_owned(), RestrictedExpression::new_datetime(datetime(circumstances.now)?)));
+    }
+    if reads.protocol {
+        let protocol = circumstances.protocol.to_owned();
+        pairs.push(("protocol".to_owned(), RestrictedExpression::new_string(protocol)));
+    }
+    Context::from_pairs(pairs).map_err(|error| error.to_string())
+}
+
+fn named(columns: &Columns) -> Vec<RestrictedExpression> {
+    match columns {
         Columns::Some(names) => names.iter().map(|name| RestrictedExpression::new_string(name.to_string())).collect(),
         Columns::None | Columns::All => Vec::new(),
-    };
-    let now = jiff::Timestamp::try_from(circumstances.now)
-        .map_err(|error| format!("the clock is out of range: {error}"))?
-        .strftime("%Y-%m-%dT%H:%M:%S.%3fZ")
-        .to_string();
-    Context::from_pairs([
-        ("columns".to_owned(), RestrictedExpression::new_set(named)),
-        ("allColumns".to_owned(), RestrictedExpression::new_bool(all)),
-        ("now".to_owned(), RestrictedExpression::new_datetime(now)),
-        ("protocol".to_owned(), RestrictedExpression::new_string(circumstances.protocol.to_owned())),
-    ])
-    .map_err(|error| error.to_string())
+    }
+}
+
+/// A time in the one form that Cedar's `datetime` takes with milliseconds.
+fn datetime(now: SystemTime) -> Result<String, String> {
+    let now = jiff::Timestamp::try_from(now).map_err(|error| format!("the clock is out of range: {error}"))?;
+    Ok(now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
 }
 
 #[cfg(test)]
@@ -149,11 +160,10 @@ mod tests {
         assert_eq!(rows.len(), 16);
         for row in rows {
             let words: Vec<_> = row.split_whitespace().collect();
-            let policies =
-                [policy("p", "permit", words[1]), policy("f", "forbid", words[4])].into_iter().flatten();
+            let policies = [policy("p", "permit", words[1]), policy("f", "forbid", words[4])].into_iter().flatten();
             let set = PolicySet::from_policies(policies).unwrap();
             let uids = [Kind::Agent.uid("a"), action_uid("select"), Kind::Database.uid("c/d")];
-            let context = context(&Columns::None, &Circumstances::test()).unwrap();
+            let context = context(&Columns::None, &Circumstances::test(), Reads::everything()).unwrap();
             let (outcome, reasons) = ask(&set, &Entities::empty(), uids, context);
             let outcome = match outcome {
                 Outcome::Permitted => "permitted",
@@ -169,6 +179,8 @@ mod tests {
     #[test]
     fn a_clock_out_of_range_is_an_error_and_not_a_time() {
         let far = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 42);
-        assert!(context(&Columns::None, &Circumstances { protocol: "postgres", now: far }).is_err());
+        let circumstances = Circumstances { protocol: "postgres", now: far };
+        assert!(context(&Columns::None, &circumstances, Reads::everything()).is_err());
+        assert!(context(&Columns::None, &circumstances, Reads::default()).is_ok());
     }
 }

@@ -45,8 +45,8 @@ impl<'a> Query<'a> {
 impl PolicySet {
     /// Decides on one statement. Does not block, but for short locks.
     pub fn decide(&self, query: &Query<'_>) -> Decision {
-        let durable_first =
-            query.accesses.is_empty() || query.accesses.iter().any(|access| access.action.class().durable_before_forward());
+        let durable_first = query.accesses.is_empty()
+            || query.accesses.iter().any(|access| access.action.class().durable_before_forward());
         let (verdict, policies) = self.verdict(query);
         Decision { verdict, policies, set: self.id(), durable_first }
     }

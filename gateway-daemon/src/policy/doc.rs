@@ -165,9 +165,10 @@ impl fmt::Display for Document {
             }
         }
         for (cells, row) in std::iter::once((head, None)).chain(table) {
-            let padded = cells.iter().zip(widths).map(|(cell, width)| {
-                format!("{cell}{}", " ".repeat(width.saturating_sub(cell.width())))
-            });
+            let padded = cells
+                .iter()
+                .zip(widths)
+                .map(|(cell, width)| format!("{cell}{}", " ".repeat(width.saturating_sub(cell.width()))));
             writeln!(f, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())?;
             let Some(row) = row else { continue };
             if !row.conditions.is_empty() {

@@ -83,7 +83,9 @@ pub fn explain(set: &PolicySet, query: &Query<'_>) -> Explanation {
         let answer = principal.answer(set.rules(), query, access);
         let refusal = set.refusal(query, access, &answer.outcome, &answer.policies);
         let others = match (&refusal, &*answer.policies) {
-            (Some(_), []) => principal.others(set.rules(), query, access).take(MAX_OTHERS).map(PolicyNote::of).collect(),
+            (Some(_), []) => {
+                principal.others(set.rules(), query, access).take(MAX_OTHERS).map(PolicyNote::of).collect()
+            }
             (Some(_) | None, _) => Vec::new(),
         };
         ExplainedAccess {

@@ -3,7 +3,10 @@
 use std::{fmt, io, sync::Arc};
 
 use super::{
-    load::{MAX_BYTES, MAX_DESCRIPTION_BYTES, MAX_FILE_BYTES, MAX_FILES, MAX_ID_BYTES, MAX_POLICIES, MAX_POLICY_BYTES},
+    load::{
+        MAX_BYTES, MAX_DEPTH, MAX_DESCRIPTION_BYTES, MAX_FILE_BYTES, MAX_FILES, MAX_ID_BYTES, MAX_IFS, MAX_OPERATORS,
+        MAX_POLICIES, MAX_POLICY_BYTES,
+    },
     names::NameFault,
     source::Place,
 };
@@ -39,6 +42,13 @@ pub enum FaultKind {
         #[source]
         source: io::Error,
     },
+    /// No thread could be started to read them on.
+    #[error("cannot start a thread to read policies on: {source}")]
+    Thread {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A `*.cedar` that is a link, a folder, a pipe or a device.
     #[error("`{path}` is {found}, not a regular file")]
     Odd {
@@ -56,7 +66,7 @@ pub enum FaultKind {
         found: String,
     },
     /// A limit.
-    #[error("`{what}` has more than {limit} {unit}")]
+    #[error("{what} has more than {limit} {unit}")]
     Limit {
         /// What is too large.
         what: String,
@@ -182,11 +192,14 @@ impl FaultKind {
     pub fn mend(&self) -> String {
         match self {
             Self::Read { .. } => "policies are files `*.cedar` in one folder, readable by the daemon".into(),
+            Self::Thread { .. } => {
+                "the machine or the unit's limits (TasksMax, memory) leave no room: try again".into()
+            }
             Self::Odd { .. } => "put the file itself there; links are not followed".into(),
             Self::Unguarded { .. } => "whoever can write there can permit anything: chown root, chmod go-w".into(),
             Self::Limit { .. } => format!(
-                "limits: {MAX_FILES} files, {MAX_FILE_BYTES} bytes a file, {MAX_BYTES} bytes, {MAX_POLICIES} policies, \
-                 {MAX_POLICY_BYTES} bytes a policy"
+                "limits: {MAX_FILES} files, {MAX_FILE_BYTES} bytes a file, {MAX_BYTES} bytes, {MAX_POLICIES} policies; \
+                 of one policy {MAX_POLICY_BYTES} bytes, {MAX_DEPTH} brackets deep, {MAX_IFS} `if`s, {MAX_OPERATORS} operators"
             ),
             Self::NotUtf8 { .. } => "save it as UTF-8".into(),
             Self::Syntax { help, .. } => {
@@ -203,7 +216,9 @@ impl FaultKind {
                 "say in a sentence what it is for; who is refused by it reads it: @description(\"…\")".into()
             }
             Self::Approval => "remove the policy until approvals are there; without it the statement is refused".into(),
-            Self::UnknownAnnotation { .. } => "annotations are `@id` and `@description`; put notes into comments".into(),
+            Self::UnknownAnnotation { .. } => {
+                "annotations are `@id` and `@description`; put notes into comments".into()
+            }
             Self::Name { .. } => "how entities are named: `weir policy schema`".into(),
             Self::HalfColumns { .. } => {
                 "with `SELECT *` the set `columns` is empty and `allColumns` is true: say what is to happen then".into()
@@ -212,7 +227,9 @@ impl FaultKind {
             Self::NeverMatches { .. } => "it has no effect: mend its scope and conditions, or remove it".into(),
             Self::Unconfigured { .. } => "it has no effect while that is so: mind the spelling".into(),
             Self::Deceiving { .. } => "write it with letters of one script, without invisible characters".into(),
-            Self::Ignored { .. } => "only regular files whose names end in `.cedar`, in the folder itself, are read".into(),
+            Self::Ignored { .. } => {
+                "only regular files whose names end in `.cedar`, in the folder itself, are read".into()
+            }
             Self::Empty => "start from the examples in policies/".into(),
         }
     }

@@ -19,13 +19,21 @@ use super::{
 /// Files in a folder.
 pub(super) const MAX_FILES: usize = 4096;
 /// Bytes of one file.
-pub(super) const MAX_FILE_BYTES: u64 = 4 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 8 << 20;
 /// Bytes of all files.
 pub(super) const MAX_BYTES: u64 = 32 << 20;
 /// Policies of a set.
 pub(super) const MAX_POLICIES: usize = 50_000;
-/// Bytes of one policy: also bounds how deeply its expressions nest.
-pub(super) const MAX_POLICY_BYTES: usize = 16 << 10;
+/// Bytes of one policy.
+pub(super) const MAX_POLICY_BYTES: usize = 64 << 10;
+/// Brackets inside each other in one policy: Cedar reads and drops its trees by recursion, unbounded.
+pub(super) const MAX_DEPTH: usize = 16;
+/// `if`s of one policy: the validator's time doubles with each inside another.
+pub(super) const MAX_IFS: usize = 8;
+/// Operator characters of one policy: a long `a && b && …` is a deep tree.
+pub(super) const MAX_OPERATORS: usize = 512;
+/// Stack to read policies on; what is within the limits above needs less than a quarter of it.
+const STACK_BYTES: usize = 32 << 20;
 /// Bytes of an `@id`.
 pub(super) const MAX_ID_BYTES: usize = 128;
 /// Bytes of a `@description`.
@@ -60,7 +68,7 @@ impl PolicySet {
     pub fn load(dir: &Path, known: Option<&Known>) -> Result<Loaded, LoadErrors> {
         let mut folder = Folder::default();
         folder.read(dir);
-        build(&folder.sources, known, folder.faults, folder.warnings)
+        on_large_stack(|| build(&folder.sources, known, folder.faults, folder.warnings))
     }
 
     /// Checks policies that were already read.
@@ -68,8 +76,18 @@ impl PolicySet {
     /// # Errors
     /// Every fault, when there is at least one.
     pub fn from_sources(sources: &[Source], known: Option<&Known>) -> Result<Loaded, LoadErrors> {
-        build(sources, known, Vec::new(), Vec::new())
+        on_large_stack(|| build(sources, known, Vec::new(), Vec::new()))
     }
+}
+
+/// Callers may have a thread's small stack.
+fn on_large_stack(load: impl FnOnce() -> Result<Loaded, LoadErrors> + Send) -> Result<Loaded, LoadErrors> {
+    std::thread::scope(|scope| match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, load) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(source) => {
+            Err(LoadErrors { faults: vec![Fault::new(FaultKind::Thread { source }, None)], warnings: Vec::new() })
+        }
+    })
 }
 
 fn build(
@@ -121,7 +139,8 @@ impl Folder {
             Err(source) => return self.fault(FaultKind::Read { path: dir.display().to_string(), source }),
         };
         if names.len() > MAX_FILES {
-            return self.limit(&dir.display().to_string(), MAX_FILES, "files");
+            let limit = u64::try_from(MAX_FILES).unwrap_or(u64::MAX);
+            return self.fault(FaultKind::Limit { what: dir.display().to_string(), limit, unit: "files" });
         }
         for (name, path) in names {
             match read_file(&path, &name) {
@@ -144,6 +163,7 @@ impl Folder {
     /// The policy files by name, sorted. What only looks like one is warned of.
     fn names(&mut self, dir: &Path) -> io::Result<BTreeMap<String, std::path::PathBuf>> {
         let mut names = BTreeMap::new();
+        let mut ignored = BTreeSet::new();
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -151,19 +171,16 @@ impl Folder {
             if is_policy {
                 names.insert(name, entry.path());
             } else if name.contains(".cedar") || entry.file_type()?.is_dir() {
-                self.warnings.push(Fault::new(FaultKind::Ignored { path: name }, None));
+                ignored.insert(name);
             }
         }
+        let warning = |path| Fault::new(FaultKind::Ignored { path }, None);
+        self.warnings.extend(ignored.into_iter().map(warning));
         Ok(names)
     }
 
     fn fault(&mut self, kind: FaultKind) {
         self.faults.push(Fault::new(kind, None));
-    }
-
-    fn limit(&mut self, what: &str, limit: usize, unit: &'static str) {
-        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-        self.fault(FaultKind::Limit { what: what.to_owned(), limit, unit });
     }
 }
 

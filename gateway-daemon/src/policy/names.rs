@@ -225,13 +225,10 @@ fn entity<'a>(
     let parents: HashSet<_> = parent.into_iter().collect();
     // Only an attribute that calls an extension function can fail; then the entity is one without attributes, and
     // a policy that reads one fails, which refuses.
-    Entity::new(uid.clone(), attributes(names), parents.clone())
-        .unwrap_or_else(|_| Entity::new_no_attrs(uid, parents))
+    Entity::new(uid.clone(), attributes(names), parents.clone()).unwrap_or_else(|_| Entity::new_no_attrs(uid, parents))
 }
 
-fn attributes<'a>(
-    names: impl IntoIterator<Item = (&'static str, &'a str)>,
-) -> HashMap<String, RestrictedExpression> {
+fn attributes<'a>(names: impl IntoIterator<Item = (&'static str, &'a str)>) -> HashMap<String, RestrictedExpression> {
     names
         .into_iter()
         .map(|(name, value)| (name.to_owned(), RestrictedExpression::new_string(value.to_owned())))
@@ -243,7 +240,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{policy::ask, sql::Columns};
+    use crate::{
+        policy::{ask, rule::Reads},
+        sql::Columns,
+    };
 
     #[test]
     fn names_read_back_or_say_what_is_wrong() {
@@ -332,7 +332,7 @@ mod tests {
                 Kind::Agent.uid("claude"),
                 action_uid(Action::ALL[index].name()),
                 resource.chain[0].uid(),
-                ask::context(&Columns::None, &ask::Circumstances::test()).unwrap(),
+                ask::context(&Columns::None, &ask::Circumstances::test(), Reads::everything()).unwrap(),
                 Some(schema),
             ).unwrap();
         }

@@ -82,9 +82,7 @@ impl Scope {
             principal: PrincipalScope::of(policy.principal_constraint()),
             actions: match policy.action_constraint() {
                 ActionConstraint::Any => Actions::all(),
-                ActionConstraint::In(uids) => {
-                    uids.iter().map(Actions::at_or_below).fold(Actions::NONE, Actions::union)
-                }
+                ActionConstraint::In(uids) => uids.iter().map(Actions::at_or_below).fold(Actions::NONE, Actions::union),
                 ActionConstraint::Eq(uid) => Actions::exactly(&uid),
             },
             resource: ResourceScope::of(policy.resource_constraint()),
@@ -145,7 +143,8 @@ impl Reads {
         }
     }
 
-    const fn everything() -> Self {
+    /// The whole context.
+    pub(super) const fn everything() -> Self {
         Self { columns: true, all_columns: true, now: true, protocol: true }
     }
 
@@ -176,6 +175,20 @@ impl Reads {
             _ => *self = Self::everything(),
         }
     }
+}
+
+/// Whether the conditions of a policy look at the action. When the JSON cannot be had, they may.
+pub(super) fn conditions_read_action(policy: &Policy) -> bool {
+    fn reads(json: &Value) -> bool {
+        match json {
+            Value::Object(members) => {
+                members.iter().any(|(key, value)| (key == "Var" && value == "action") || reads(value))
+            }
+            Value::Array(items) => items.iter().any(reads),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        }
+    }
+    policy.to_json().ok().and_then(|json| json.get("conditions").map(reads)).unwrap_or(true)
 }
 
 fn is_context(expression: Option<&Value>) -> bool {

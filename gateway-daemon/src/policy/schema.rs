@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use cedar_policy::{EntityId, EntityTypeName, EntityUid, Schema};
+use cedar_policy::{EntityId, EntityTypeName, EntityUid, Schema, SchemaFragment};
 
 use crate::sql::{Action, Class};
 
@@ -144,6 +144,24 @@ pub(super) fn schema() -> &'static Schema {
     &SCHEMA_PARSED
 }
 
+/// The schema with one action that applies to anything; the others have names only.
+///
+/// # Errors
+/// Cedar's, for people; no input reaches one.
+pub(super) fn schema_of_one(action: Action) -> Result<Schema, String> {
+    let (fragment, _) = SchemaFragment::from_cedarschema_str(SCHEMA).map_err(|error| error.to_string())?;
+    let mut json = fragment.to_json_value().map_err(|error| error.to_string())?;
+    let actions = json.pointer_mut("//actions").and_then(serde_json::Value::as_object_mut);
+    for (name, declared) in actions.ok_or("the schema has no actions")? {
+        if name != action.name()
+            && let Some(declared) = declared.as_object_mut()
+        {
+            declared.remove("appliesTo");
+        }
+    }
+    Schema::from_json_value(json).map_err(|error| error.to_string())
+}
+
 fn in_group(action: Action, name: &str) -> bool {
     group(action) == Some(name)
 }
@@ -218,8 +236,7 @@ mod tests {
     #[test]
     fn the_groups_of_the_schema_are_the_classes_without_unknown() {
         let groups: BTreeSet<_> = schema().action_groups().map(name_of).collect();
-        let classes: BTreeSet<_> =
-            Action::ALL.iter().filter_map(|action| group(*action)).map(str::to_owned).collect();
+        let classes: BTreeSet<_> = Action::ALL.iter().filter_map(|action| group(*action)).map(str::to_owned).collect();
         assert_eq!(groups, classes);
         assert!(!groups.contains(Class::Unknown.name()));
     }

@@ -1,6 +1,6 @@
 //! Policy files as text: where one policy ends and the next begins, and places in them for people.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{fmt, iter::Peekable, ops::Range, str::CharIndices, sync::Arc};
 
 use unicode_width::UnicodeWidthStr;
 
@@ -55,27 +55,21 @@ impl Source {
     }
 }
 
-/// The byte ranges of the policies of a file, from the first token up to and with the `;`. Follows Cedar's lexer
-/// (white space, `//` comments, strings with backslash escapes), and decides nothing: each range is parsed by Cedar on
-/// its own, and must be one policy.
+/// The byte ranges of the policies of a file, from the first token up to and with the `;`. Decides nothing: each range
+/// is parsed by Cedar on its own, and must be one policy.
 pub(super) fn pieces(text: &str) -> Vec<Range<usize>> {
     let mut pieces = Vec::new();
     let mut start = None;
-    let mut chars = text.char_indices().peekable();
-    while let Some((at, character)) = chars.next() {
-        if character.is_whitespace() {
-            continue;
-        }
-        if character == '/' && chars.next_if(|&(_, next)| next == '/').is_some() {
-            while chars.next_if(|&(_, next)| next != '\n' && next != '\r').is_some() {}
-            continue;
-        }
-        let from = *start.get_or_insert(at);
-        if character == '"' {
-            skip_string(&mut chars);
-        } else if character == ';' {
-            pieces.push(from..at + 1);
-            start = None;
+    for (range, token) in Tokens::of(text) {
+        match token {
+            Token::Blank => {}
+            Token::Word | Token::Text | Token::Sign(_) => {
+                let from = *start.get_or_insert(range.start);
+                if token == Token::Sign(';') {
+                    pieces.push(from..range.end);
+                    start = None;
+                }
+            }
         }
     }
     pieces.extend(start.map(|from| from..text.len()));
@@ -84,78 +78,125 @@ pub(super) fn pieces(text: &str) -> Vec<Range<usize>> {
 
 /// What of a policy stands behind its scope: its `when` and `unless`, on one line and without comments.
 pub(super) fn conditions(policy: &str) -> String {
+    let mut tokens = Tokens::of(policy);
+    // An annotation's parentheses come before the effect, and its name has a `@` in front.
+    let mut before = Token::Blank;
+    for (range, token) in tokens.by_ref() {
+        let word = policy.get(range).unwrap_or_default();
+        if token == Token::Word && before != Token::Sign('@') && matches!(word, "permit" | "forbid") {
+            break;
+        }
+        before = token;
+    }
+    let _scope = tokens.by_ref().find(|(_, token)| *token == Token::Sign(')'));
     let mut shown = String::new();
-    let mut depth = 0_usize;
-    let mut scope_seen = false;
-    let mut chars = policy.char_indices().peekable();
-    while let Some((at, character)) = chars.next() {
-        if character == '/' && chars.next_if(|&(_, next)| next == '/').is_some() {
-            while chars.next_if(|&(_, next)| next != '\n' && next != '\r').is_some() {}
-            continue;
-        }
-        let end = match character {
-            '"' => skip_string(&mut chars),
-            other => at + other.len_utf8(),
-        };
-        if scope_seen {
-            if character.is_whitespace() {
-                if !shown.ends_with(' ') {
-                    shown.push(' ');
-                }
-            } else {
-                shown.push_str(policy.get(at..end).unwrap_or_default());
-            }
-            continue;
-        }
-        // Annotations are not scopes: `@id("x")` opens and closes too, but directly behind a name that `@` begins.
-        match character {
-            '(' => depth += 1,
-            ')' => {
-                depth = depth.saturating_sub(1);
-                scope_seen = depth == 0 && !is_annotation(policy, at);
-            }
-            _ => {}
+    for (range, token) in tokens {
+        match token {
+            Token::Blank if shown.ends_with(' ') => {}
+            Token::Blank => shown.push(' '),
+            Token::Word | Token::Text | Token::Sign(_) => shown.push_str(policy.get(range).unwrap_or_default()),
         }
     }
     shown.trim().trim_end_matches(';').trim_end().to_owned()
 }
 
-/// Whether the parenthesis that closes at `at` belongs to an annotation: no `permit` or `forbid` stands outside of
-/// strings and comments before it.
-fn is_annotation(policy: &str, at: usize) -> bool {
-    let before = policy.get(..at).unwrap_or_default();
-    let mut bare = String::new();
-    let mut chars = before.char_indices().peekable();
-    while let Some((_, character)) = chars.next() {
-        match character {
-            '"' => {
-                skip_string(&mut chars);
-            }
-            '/' if chars.next_if(|&(_, next)| next == '/').is_some() => {
-                while chars.next_if(|&(_, next)| next != '\n' && next != '\r').is_some() {}
-                bare.push(' ');
-            }
-            other => bare.push(other),
-        }
-    }
-    let words = bare.split(|character: char| !(character.is_alphanumeric() || character == '_' || character == '@'));
-    !words.into_iter().any(|word| word == "permit" || word == "forbid")
+/// What makes a policy dear to read: Cedar recurses into brackets and `if`s, an operator may stand on the one before,
+/// and the validator's time doubles with each `if` inside another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Complexity {
+    /// Brackets inside each other.
+    pub(super) depth: usize,
+    pub(super) ifs: usize,
+    pub(super) operators: usize,
 }
 
-/// Skips to behind the closing quote; gives the offset behind it, or behind the last character.
-fn skip_string(chars: &mut std::iter::Peekable<std::str::CharIndices<'_>>) -> usize {
-    let mut end = 0;
-    while let Some((at, character)) = chars.next() {
-        end = at + character.len_utf8();
-        match character {
-            '"' => break,
-            '\\' => {
-                chars.next();
+impl Complexity {
+    pub(super) fn of(policy: &str) -> Self {
+        let mut found = Self::default();
+        let mut depth = 0_usize;
+        for (range, token) in Tokens::of(policy) {
+            match token {
+                Token::Sign('(' | '[' | '{') => depth += 1,
+                Token::Sign(')' | ']' | '}') => depth = depth.saturating_sub(1),
+                Token::Sign('&' | '|' | '+' | '-' | '*' | '.' | '!' | '<' | '>' | '=') => found.operators += 1,
+                Token::Word if policy.get(range) == Some("if") => found.ifs += 1,
+                Token::Word | Token::Text | Token::Sign(_) | Token::Blank => {}
             }
-            _ => {}
+            found.depth = found.depth.max(depth);
+        }
+        found
+    }
+}
+
+/// What Cedar's lexer tells apart, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    /// White space or a `//` comment.
+    Blank,
+    /// Letters, digits and `_`.
+    Word,
+    /// A string with its quotes; without the last where the text ends in it.
+    Text,
+    /// Any other character.
+    Sign(char),
+}
+
+/// Cuts a text as Cedar's lexer does: comments run to the end of the line, a backslash takes the next character along.
+struct Tokens<'a> {
+    chars: Peekable<CharIndices<'a>>,
+    end: usize,
+}
+
+impl<'a> Tokens<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { chars: text.char_indices().peekable(), end: text.len() }
+    }
+
+    fn skip_while(&mut self, fits: impl Fn(char) -> bool) {
+        while self.chars.next_if(|&(_, next)| fits(next)).is_some() {}
+    }
+
+    fn skip_string(&mut self) {
+        while let Some((_, character)) = self.chars.next() {
+            match character {
+                '"' => break,
+                '\\' => {
+                    self.chars.next();
+                }
+                _ => {}
+            }
         }
     }
-    end
+}
+
+impl Iterator for Tokens<'_> {
+    type Item = (Range<usize>, Token);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let is_word = |character: char| character.is_alphanumeric() || character == '_';
+        let (start, first) = self.chars.next()?;
+        let token = match first {
+            '/' if self.chars.next_if(|&(_, next)| next == '/').is_some() => {
+                self.skip_while(|next| next != '\n' && next != '\r');
+                Token::Blank
+            }
+            '"' => {
+                self.skip_string();
+                Token::Text
+            }
+            space if space.is_whitespace() => {
+                self.skip_while(char::is_whitespace);
+                Token::Blank
+            }
+            word if is_word(word) => {
+                self.skip_while(is_word);
+                Token::Word
+            }
+            sign => Token::Sign(sign),
+        };
+        let end = self.chars.peek().map_or(self.end, |&(at, _)| at);
+        Some((start..end, token))
+    }
 }
 
 /// The text with what could deceive a reader made visible: control characters, and those that change direction or
@@ -222,10 +263,7 @@ mod tests {
     #[test]
     fn a_policy_ends_at_its_semicolon_and_not_at_one_in_a_string_or_a_comment() {
         let text = "// a; b\n@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);\n\n permit ; // end";
-        assert_eq!(
-            cut_up(text),
-            ["@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);", "permit ;"]
-        );
+        assert_eq!(cut_up(text), ["@id(\"x;\\\"y;\") // c;\rpermit(principal, action, resource);", "permit ;"]);
     }
 
     #[test]
@@ -253,6 +291,17 @@ mod tests {
                       when { resource.name == \"a  b;\" } // why\n  unless { context.allColumns };";
         assert_eq!(conditions(policy), "when { resource.name == \"a  b;\" } unless { context.allColumns }");
         assert_eq!(conditions("@id(\"a\") forbid(principal, action, resource);"), "");
+    }
+
+    #[test]
+    fn complexity_counts_brackets_ifs_and_operators_outside_of_strings_and_comments() {
+        let found = |policy| {
+            let Complexity { depth, ifs, operators } = Complexity::of(policy);
+            [depth, ifs, operators]
+        };
+        assert_eq!(found("permit(principal, action, resource) when { if (a) then [b] else c };"), [2, 1, 0]);
+        assert_eq!(found("@id(\"((((&& if\") // (((( if\npermit(principal, action, resource);"), [1, 0, 0]);
+        assert_eq!(found("when { a.b && c == d.iffy }"), [1, 0, 6]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use cedar_policy::{Policy, PolicySet};
 use super::{
     ask::{Circumstances, Outcome, ask, context},
     names::{self, Resource},
-    rule::{PrincipalScope, ResourceScope, Scope},
+    rule::{PrincipalScope, Reads, ResourceScope, Scope},
     schema::{Kind, action_uid},
 };
 use crate::{
@@ -21,6 +21,9 @@ const ANY: &str = "trial";
 
 /// Why the policy fails, when it does.
 pub(super) fn failure(policy: &Policy) -> Option<String> {
+    if !policy.has_non_scope_constraint() {
+        return None; // a scope cannot fail
+    }
     let scope = Scope::of(policy);
     let identity = identity(&scope.principal)?;
     let action = scope.actions.iter().next()?;
@@ -41,7 +44,7 @@ fn failure_with(
     columns: &Columns,
 ) -> Option<String> {
     let circumstances = Circumstances { protocol: "postgres", now: SystemTime::now() };
-    let context = context(columns, &circumstances).ok()?;
+    let context = context(columns, &circumstances, Reads::everything()).ok()?;
     let entities = names::entities(identity, action, resource).ok()?;
     let asked = resource.chain.first()?.uid();
     match ask(set, &entities, [names::agent_uid(identity), action_uid(action.name()), asked], context) {
@@ -66,7 +69,15 @@ fn identity(scope: &PrincipalScope) -> Option<Identity> {
     };
     let subject = Subject { issuer: ANY.into(), subject: ANY.into() };
     let token_sha256 = [0; 32];
-    Some(Identity { agent, subject, groups, token_id: None, actor: None, token_sha256, expires: SystemTime::UNIX_EPOCH })
+    Some(Identity {
+        agent,
+        subject,
+        groups,
+        token_id: None,
+        actor: None,
+        token_sha256,
+        expires: SystemTime::UNIX_EPOCH,
+    })
 }
 
 /// Something that the scope can match.
