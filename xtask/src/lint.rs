@@ -14,26 +14,13 @@ pub(crate) fn run() -> Result<()> {
     step("format", format)?;
     step("clippy", || {
         let mut clippy = paths::cargo_command("clippy");
-        clippy.args([
-            "--workspace",
-            "--all-targets",
-            "--profile",
-            build::PROFILE,
-            "--",
-            "-D",
-            "warnings",
-        ]);
+        clippy.args(["--workspace", "--all-targets", "--profile", build::PROFILE, "--", "-D", "warnings"]);
         process::run(&mut clippy)
     })?;
     let ebpf = paths::root().join("gateway-ebpf");
     if ebpf.is_dir() {
         step("clippy of the eBPF programs", || {
-            process::run(ebpf_cargo("clippy")?.current_dir(&ebpf).args([
-                "--release",
-                "--",
-                "-D",
-                "warnings",
-            ]))
+            process::run(ebpf_cargo("clippy")?.current_dir(&ebpf).args(["--release", "--", "-D", "warnings"]))
         })?;
     }
     step("licences and dependencies", deny)
@@ -44,11 +31,7 @@ fn format() -> Result<()> {
     // Crates outside the workspace, for their tool chains' sake.
     for manifest in ["gateway-ebpf/Cargo.toml", "gateway-daemon/fuzz/Cargo.toml"] {
         if paths::root().join(manifest).is_file() {
-            process::run(paths::cargo_command("fmt").args([
-                "--check",
-                "--manifest-path",
-                manifest,
-            ]))?;
+            process::run(paths::cargo_command("fmt").args(["--check", "--manifest-path", manifest]))?;
         }
     }
     Ok(())
@@ -62,8 +45,7 @@ fn ebpf_cargo(verb: &str) -> Result<Command> {
             command.arg(verb).env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
             // `cargo clippy` looks for cargo-clippy and clippy-driver on PATH, where rustup's come first.
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let with_debian_first =
-                std::iter::once("/usr/bin".into()).chain(std::env::split_paths(&path));
+            let with_debian_first = std::iter::once("/usr/bin".into()).chain(std::env::split_paths(&path));
             command.env("PATH", std::env::join_paths(with_debian_first)?);
             command
         }
@@ -91,10 +73,7 @@ fn deny() -> Result<()> {
     match process::output(cargo_deny().args(["fetch", "db"])) {
         Ok(_) => process::run(cargo_deny().args(["check", "advisories"])),
         Err(error) => {
-            println!(
-                "advisories: NOT CHECKED, their database can't be had here: {}",
-                reason(&error)
-            );
+            println!("advisories: NOT CHECKED, their database can't be had here: {}", reason(&error));
             Ok(())
         }
     }
