@@ -66,8 +66,7 @@ impl Port {
 
 /// The lock called `name`, if nobody holds it.
 fn lock(name: &str) -> Result<Option<File>> {
-    fs::create_dir_all(LOCKS)
-        .with_context(|| format!("cannot make {LOCKS}: end-to-end tests run as root"))?;
+    fs::create_dir_all(LOCKS).with_context(|| format!("cannot make {LOCKS}: end-to-end tests run as root"))?;
     let file = File::create(Path::new(LOCKS).join(name))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

@@ -20,11 +20,7 @@ impl Database {
         let servers = servers()?;
         let name = unique("test");
         let (template, role) = (&servers.postgres.template, &servers.postgres.role);
-        psql(
-            servers,
-            "postgres",
-            &format!("CREATE DATABASE {name} TEMPLATE {template} OWNER {role}"),
-        )?;
+        psql(servers, "postgres", &format!("CREATE DATABASE {name} TEMPLATE {template} OWNER {role}"))?;
         Ok(Self { name })
     }
 
@@ -43,11 +39,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let dropped = servers().and_then(|servers| {
-            psql(
-                servers,
-                "postgres",
-                &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name),
-            )
+            psql(servers, "postgres", &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name))
         });
         if let Err(error) = dropped {
             eprintln!("cannot drop the database {}: {error:#}", self.name);
@@ -56,19 +48,9 @@ impl Drop for Database {
 }
 
 fn psql(servers: &Servers, database: &str, sql: &str) -> Result<String> {
-    let (program, sockets) =
-        (servers.postgres.programs.join("psql"), &servers.postgres.private_sockets);
-    let psql = Program::new([program]).args([
-        "-XAtq",
-        "-v",
-        "ON_ERROR_STOP=1",
-        "-U",
-        "postgres",
-        "-d",
-        database,
-    ]);
-    let psql =
-        psql.args(["-p", &servers.postgres.port.to_string(), "-c", sql, "-h"]).args([sockets]);
+    let (program, sockets) = (servers.postgres.programs.join("psql"), &servers.postgres.private_sockets);
+    let psql = Program::new([program]).args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database]);
+    let psql = psql.args(["-p", &servers.postgres.port.to_string(), "-c", sql, "-h"]).args([sockets]);
     psql.run()?.succeeded()
 }
 

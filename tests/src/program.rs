@@ -106,13 +106,7 @@ impl Ran {
 
     /// Its standard output without the last line's end, if it succeeded.
     pub fn succeeded(&self) -> Result<String> {
-        ensure!(
-            self.status().success(),
-            "{} ended with {}\n{}",
-            self.shown,
-            self.status(),
-            self.told()
-        );
+        ensure!(self.status().success(), "{} ended with {}\n{}", self.shown, self.status(), self.told());
         Ok(self.stdout().trim_end_matches('\n').to_owned())
     }
 
@@ -128,11 +122,7 @@ impl Ran {
 }
 
 /// Polls until `done` gives something; fails after `deadline`, naming `what` was waited for.
-pub fn wait_until<T>(
-    what: &str,
-    deadline: Duration,
-    mut done: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_until<T>(what: &str, deadline: Duration, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {
         if let Some(value) = done()? {

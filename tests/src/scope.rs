@@ -32,8 +32,7 @@ impl Scope {
         let name = format!("{}/{unique}", servers.cgroup);
         let path = below(&servers.cgroups, &name);
         let pins = servers.bpffs.join(&unique);
-        fs::create_dir(&path)
-            .with_context(|| format!("cannot make the cgroup {}", path.display()))?;
+        fs::create_dir(&path).with_context(|| format!("cannot make the cgroup {}", path.display()))?;
         fs::create_dir(&pins).with_context(|| format!("cannot make {}", pins.display()))?;
         Ok(Self { name, path, pins })
     }
@@ -41,17 +40,12 @@ impl Scope {
     /// The folder of the cgroup `name` below this one, made if need be.
     pub fn cgroup(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
-        fs::create_dir_all(&path)
-            .with_context(|| format!("cannot make the cgroup {}", path.display()))?;
+        fs::create_dir_all(&path).with_context(|| format!("cannot make the cgroup {}", path.display()))?;
         Ok(path)
     }
 
     /// A program that runs in the cgroup `name` below this one, from its first instruction on.
-    pub fn program<S: AsRef<OsStr>>(
-        &self,
-        name: &str,
-        words: impl IntoIterator<Item = S>,
-    ) -> Result<Program> {
+    pub fn program<S: AsRef<OsStr>>(&self, name: &str, words: impl IntoIterator<Item = S>) -> Result<Program> {
         let cgroup = self.cgroup(name)?;
         let enter = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
         Ok(Program::new(["sh", "-c", enter]).args([cgroup]).args(words))
@@ -64,8 +58,7 @@ impl Scope {
         name: &str,
         words: impl IntoIterator<Item = S>,
     ) -> Result<Program> {
-        let setpriv =
-            ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--inh-caps=-all"];
+        let setpriv = ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--inh-caps=-all"];
         Ok(self.program(name, setpriv)?.args(words))
     }
 }
@@ -75,15 +68,9 @@ impl Drop for Scope {
         // The programs first: their links end with their pins.
         let unpinned = fs::remove_dir_all(&self.pins);
         let killed = fs::write(self.path.join("cgroup.kill"), "1");
-        let removed = wait_until("the cgroup is empty", REMOVE_DEADLINE, || {
-            Ok(remove_cgroups(&self.path).ok())
-        });
+        let removed = wait_until("the cgroup is empty", REMOVE_DEADLINE, || Ok(remove_cgroups(&self.path).ok()));
         if let Err(error) = unpinned.and(killed).map_err(Into::into).and(removed) {
-            eprintln!(
-                "cannot remove {} or {}: {error:#}",
-                self.path.display(),
-                self.pins.display()
-            );
+            eprintln!("cannot remove {} or {}: {error:#}", self.path.display(), self.pins.display());
         }
     }
 }

@@ -81,8 +81,6 @@ fn read() -> Result<Servers> {
     let file = std::env::var_os("WEIR_TEST_SERVERS")
         .context("end-to-end tests need servers: run them by `cargo xtask test`")?;
     let file = PathBuf::from(file);
-    let text = std::fs::read_to_string(&file)
-        .with_context(|| format!("cannot read {}", file.display()))?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("{} isn't what this test expects", file.display()))
+    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} isn't what this test expects", file.display()))
 }

@@ -74,8 +74,7 @@ impl Person {
 /// Signs `claims` with the provider's own key.
 pub fn sign(claims: &Value) -> Result<String> {
     let idp = &servers()?.idp;
-    let key =
-        std::fs::read(&idp.key).with_context(|| format!("cannot read {}", idp.key.display()))?;
+    let key = std::fs::read(&idp.key).with_context(|| format!("cannot read {}", idp.key.display()))?;
     let mut header = Header::new(Algorithm::RS256);
     header.kid = Some(idp.key_id.clone());
     Ok(jsonwebtoken::encode(&header, claims, &EncodingKey::from_rsa_pem(&key)?)?)
@@ -83,10 +82,8 @@ pub fn sign(claims: &Value) -> Result<String> {
 
 /// Posts `body` to the provider and gives the JSON that it answers with.
 fn http(idp: &Idp, path: &str, content: &str, body: &str) -> Result<Value> {
-    let address =
-        idp.issuer.strip_prefix("http://").context("the provider isn't at an http address")?;
-    let mut stream =
-        TcpStream::connect(address).with_context(|| format!("cannot reach {}", idp.issuer))?;
+    let address = idp.issuer.strip_prefix("http://").context("the provider isn't at an http address")?;
+    let mut stream = TcpStream::connect(address).with_context(|| format!("cannot reach {}", idp.issuer))?;
     stream.set_read_timeout(Some(HTTP_DEADLINE))?;
     // HTTP 1.0: the answer ends with the connection, and is never in chunks.
     write!(

@@ -53,10 +53,7 @@ impl Setup {
         let config = base_config(servers, folder.path(), &scope, &port)?;
         fs::create_dir(folder.path().join("policies"))?;
         fs::write(folder.path().join("upstream-password"), &servers.postgres.password)?;
-        fs::set_permissions(
-            folder.path().join("upstream-password"),
-            fs::Permissions::from_mode(0o600),
-        )?;
+        fs::set_permissions(folder.path().join("upstream-password"), fs::Permissions::from_mode(0o600))?;
         Ok(Self { config, scope, port, agents: BTreeMap::new(), folder })
     }
 
@@ -66,8 +63,7 @@ impl Setup {
         let mut table = &mut self.config;
         for name in tables.split('.').filter(|name| !name.is_empty()) {
             let next = table.entry(name).or_insert_with(|| Table::new().into());
-            table =
-                next.as_table_mut().with_context(|| format!("{name} in {path} isn't a table"))?;
+            table = next.as_table_mut().with_context(|| format!("{name} in {path} isn't a table"))?;
         }
         table.insert(key.to_owned(), value.into());
         Ok(())
@@ -116,10 +112,7 @@ impl Setup {
         connection.insert("port".into(), i64::from(postgres.port).into());
         connection.insert("database".into(), database.name.clone().into());
         connection.insert("user".into(), postgres.role.clone().into());
-        connection.insert(
-            "password".into(),
-            Table::from_iter([("file".into(), text(&password)?)]).into(),
-        );
+        connection.insert("password".into(), Table::from_iter([("file".into(), text(&password)?)]).into());
         connection.insert("ca_file".into(), text(&postgres.ca_certificate)?);
         self.push("connection", connection)
     }
@@ -218,11 +211,8 @@ impl Weir {
 
     /// The agent `name`.
     pub fn agent(&self, name: &str) -> Result<Agent<'_>> {
-        let (name, enrolled) = self
-            .setup
-            .agents
-            .get_key_value(name)
-            .with_context(|| format!("no agent {name} was declared"))?;
+        let (name, enrolled) =
+            self.setup.agents.get_key_value(name).with_context(|| format!("no agent {name} was declared"))?;
         Ok(Agent { weir: self, name, enrolled })
     }
 
@@ -256,16 +246,14 @@ impl Weir {
     /// Asks the daemon to end, and waits until it has.
     pub fn stop(&mut self) -> Result<()> {
         self.signal(Signal::TERM)?;
-        let status =
-            wait_until("the daemon ends", STOP_DEADLINE, || Ok(self.daemon.0.try_wait()?))?;
+        let status = wait_until("the daemon ends", STOP_DEADLINE, || Ok(self.daemon.0.try_wait()?))?;
         ensure!(status.success(), "the daemon ended with {status}");
         Ok(())
     }
 
     /// Sends the daemon a signal, such as HUP.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid =
-            i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("no process id")?;
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("no process id")?;
         Ok(kill_process(pid, signal)?)
     }
 
@@ -283,10 +271,7 @@ fn start_daemon(setup: &Setup, flags: &[&str]) -> Result<Daemon> {
     command.arg("daemon").arg("--config").arg(setup.config_file()).args(flags);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let mut daemon = Daemon(command.spawn().context("cannot start weir daemon")?);
-    let read = || {
-        fs::read_to_string(setup.log_file())
-            .map(|log| log.get(before..).unwrap_or_default().to_owned())
-    };
+    let read = || fs::read_to_string(setup.log_file()).map(|log| log.get(before..).unwrap_or_default().to_owned());
     let ready = wait_until("the daemon serves", READY_DEADLINE, || {
         if let Some(status) = daemon.0.try_wait()? {
             bail!("the daemon ended with {status}");

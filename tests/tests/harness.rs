@@ -29,8 +29,7 @@ fn each_test_has_a_database_of_its_own_that_weir_s_role_reaches_over_checked_tls
 #[test]
 fn the_provider_gives_tokens_with_the_groups_of_whom_a_test_enrolled() -> Result<()> {
     let person = Person::enrol("claude", &["developers", "readers"])?;
-    let claims =
-        jsonwebtoken::dangerous::insecure_decode::<serde_json::Value>(&person.token()?)?.claims;
+    let claims = jsonwebtoken::dangerous::insecure_decode::<serde_json::Value>(&person.token()?)?.claims;
     assert_eq!(claims["sub"], person.subject.as_str());
     assert_eq!(claims["aud"], servers()?.idp.audience.as_str());
     assert_eq!(claims["groups"], serde_json::json!(["developers", "readers"]));
@@ -59,16 +58,13 @@ fn a_token_that_the_harness_signs_is_one_that_the_provider_s_key_checks() -> Res
 fn what_runs_in_a_scope_is_in_its_cgroup_and_ends_with_it() -> Result<()> {
     let scope = Scope::create()?;
     let user = UnixUser::claim()?;
-    let seen = scope
-        .program_as(&user.name, "agents/a", ["sh", "-c", "id -un; cat /proc/self/cgroup"])?
-        .run()?
-        .succeeded()?;
+    let seen =
+        scope.program_as(&user.name, "agents/a", ["sh", "-c", "id -un; cat /proc/self/cgroup"])?.run()?.succeeded()?;
     assert!(seen.starts_with(&format!("{}\n", user.name)), "{seen}");
     assert!(seen.ends_with(&format!("0::{}/agents/a", scope.name)), "{seen}");
     let mut sleeper = scope.program("b", ["sleep", "600"])?.into_command().spawn()?;
     let procs = scope.path.join("b/cgroup.procs");
-    let inside =
-        || Ok(std::fs::read_to_string(&procs)?.contains(&sleeper.id().to_string()).then_some(()));
+    let inside = || Ok(std::fs::read_to_string(&procs)?.contains(&sleeper.id().to_string()).then_some(()));
     wait_until("the sleeper is inside", Duration::from_secs(10), inside)?;
     let path = scope.path.clone();
     // It is this process's child, and gone from its cgroup only once it is reaped.

@@ -20,13 +20,6 @@ pub(crate) fn run() -> Result<()> {
 /// Builds the complete `weir` by `profile` and gives its path.
 pub(crate) fn weir(profile: &str) -> Result<PathBuf> {
     let mut command = paths::cargo_command("build");
-    process::run(command.args([
-        "--package",
-        "gateway-daemon",
-        "--bin",
-        "weir",
-        "--profile",
-        profile,
-    ]))?;
+    process::run(command.args(["--package", "gateway-daemon", "--bin", "weir", "--profile", profile]))?;
     Ok(paths::target()?.join(profile).join("weir"))
 }

@@ -1,5 +1,6 @@
 //! Builds, tests, measures and shows Weir: `cargo xtask --help`. CI runs nothing that isn't a verb here.
 
+mod bench;
 mod build;
 mod demo;
 mod lint;
@@ -27,6 +28,8 @@ enum Verb {
     Setup,
     /// Build the complete `weir` for use: target/release/weir
     Build,
+    /// Measure what Weir costs, beside a direct connection, haproxy and pgbouncer
+    Bench(bench::Options),
     /// Show Weir at work with real programs: an agent, a database, and the ways round that are tried
     Demo,
     /// Run every test, against real servers that are started for it
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
     match Cli::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Build => build::run(),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Demo => demo::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Long(options) => long::run(&options),

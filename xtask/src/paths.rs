@@ -33,8 +33,7 @@ pub(crate) fn cargo_command(verb: &str) -> Command {
 
 /// Cargo's target folder, wherever the user's configuration puts it.
 pub(crate) fn target() -> Result<PathBuf> {
-    let metadata =
-        process::output(cargo_command("metadata").args(["--no-deps", "--format-version=1"]))?;
+    let metadata = process::output(cargo_command("metadata").args(["--no-deps", "--format-version=1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
     let target = metadata.get("target_directory").and_then(|value| value.as_str());
     Ok(target.context("cargo metadata names no target_directory")?.into())
@@ -44,8 +43,7 @@ pub(crate) fn target() -> Result<PathBuf> {
 pub(crate) fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").unwrap_or_default();
-    let cargo_home = std::env::var_os("CARGO_HOME")
-        .map_or_else(|| Path::new(&home).join(".cargo"), PathBuf::from);
+    let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| Path::new(&home).join(".cargo"), PathBuf::from);
     let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path)
         .chain([cargo_home.join("bin")])

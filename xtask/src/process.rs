@@ -73,10 +73,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// The same for cleaning up, which goes on after Ctrl-C.
 pub(crate) fn output_always(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {}", shown(command)))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", shown(command)))?;
     ensure!(
         output.status.success(),
         "{} ended with {}\n{}{}",
@@ -105,11 +102,7 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T>
 }
 
 /// Polls until `ready` gives something, until it fails or until the deadline.
-pub(crate) fn wait_for<T>(
-    what: &str,
-    deadline: Duration,
-    mut ready: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub(crate) fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {
         check_signals()?;
@@ -132,15 +125,8 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `program` with its output in `log`. `user`: the Unix user it runs as, this program's when `None`.
     /// `stop`: the signal by which it ends in order.
-    pub(crate) fn start(
-        program: &Path,
-        args: &[&str],
-        user: Option<&str>,
-        log: PathBuf,
-        stop: Signal,
-    ) -> Result<Self> {
-        let name =
-            program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    pub(crate) fn start(program: &Path, args: &[&str], user: Option<&str>, log: PathBuf, stop: Signal) -> Result<Self> {
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         // setpriv asks the kernel to end the server with its parent, whatever happens to xtask.
         let mut command = Command::new("setpriv");
@@ -151,8 +137,7 @@ impl Server {
         command.arg(program).args(args).current_dir(log.parent().unwrap_or(Path::new("/")));
         // A group of its own: Ctrl-C on the terminal must not take the servers away from under the tests.
         command.process_group(0).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child =
-            command.spawn().with_context(|| format!("cannot start {name} (through setpriv)"))?;
+        let child = command.spawn().with_context(|| format!("cannot start {name} (through setpriv)"))?;
         Ok(Self { name, child, log, stop })
     }
 
@@ -167,11 +152,7 @@ impl Server {
     }
 
     /// Polls `ready` until it is true; fails at once, with the log, when the server has ended.
-    pub(crate) fn wait_until(
-        &mut self,
-        deadline: Duration,
-        mut ready: impl FnMut(&Self) -> bool,
-    ) -> Result<()> {
+    pub(crate) fn wait_until(&mut self, deadline: Duration, mut ready: impl FnMut(&Self) -> bool) -> Result<()> {
         let name = format!("{} serves", self.name);
         let waited = wait_for(&name, deadline, || {
             if let Some(status) = self.child.try_wait()? {

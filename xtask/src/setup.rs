@@ -56,8 +56,7 @@ pub(crate) fn test_user(number: u32) -> String {
 pub(crate) fn run() -> Result<()> {
     let packages = missing_packages()?;
     let linker = which("bpf-linker").is_none();
-    let venvs: Vec<_> =
-        VENVS.iter().filter(|(name, pins, _)| !venv_is_complete(name, pins)).collect();
+    let venvs: Vec<_> = VENVS.iter().filter(|(name, pins, _)| !venv_is_complete(name, pins)).collect();
     let users = missing_users()?;
     let nothing = packages.is_empty() && !linker && venvs.is_empty() && users.is_empty();
     if nothing {
@@ -79,10 +78,7 @@ pub(crate) fn run() -> Result<()> {
         make_venv(name, pins)?;
     }
     if !users.is_empty() {
-        println!(
-            "setup: {} Unix users weir-test-N without a login: agents of the end-to-end tests",
-            users.len()
-        );
+        println!("setup: {} Unix users weir-test-N without a login: agents of the end-to-end tests", users.len());
         make_users(&users)?;
     }
     Ok(())
@@ -90,8 +86,7 @@ pub(crate) fn run() -> Result<()> {
 
 /// Rustup's nightly can build core for the eBPF target.
 fn nightly_is_ready() -> bool {
-    let sysroot =
-        Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
+    let sysroot = Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
     sysroot.is_ok_and(|output| {
         let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         output.status.success() && sysroot.join("lib/rustlib/src/rust/library/core").is_dir()
@@ -108,9 +103,7 @@ pub(crate) enum EbpfToolchain {
 
 /// The one that is there, Debian's first.
 pub(crate) fn ebpf_toolchain() -> Result<EbpfToolchain> {
-    if Path::new("/usr/bin/cargo").is_file()
-        && Path::new("/usr/lib/rustlib/src/rust/library/core").is_dir()
-    {
+    if Path::new("/usr/bin/cargo").is_file() && Path::new("/usr/lib/rustlib/src/rust/library/core").is_dir() {
         Ok(EbpfToolchain::Debian)
     } else if nightly_is_ready() {
         Ok(EbpfToolchain::Nightly)
@@ -129,52 +122,29 @@ fn missing_packages() -> Result<Vec<(&'static str, &'static str)>> {
     }
     let names = wanted.iter().map(|(name, _)| *name);
     // It fails when one of them is unknown, and still lists the others.
-    let listed = Command::new("dpkg-query")
-        .args(["-W", "-f=${Package} ${db:Status-Status}\n"])
-        .args(names)
-        .output()?;
+    let listed = Command::new("dpkg-query").args(["-W", "-f=${Package} ${db:Status-Status}\n"]).args(names).output()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-    let installed: HashSet<_> =
-        listed.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+    let installed: HashSet<_> = listed.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
     Ok(wanted.into_iter().filter(|(name, _)| !installed.contains(name)).collect())
 }
 
 /// Elsewhere than on Debian: whoever has the programs goes on, others are told what to install.
-fn missing_without_apt(
-    wanted: &[(&'static str, &'static str)],
-) -> Result<Vec<(&'static str, &'static str)>> {
-    let programs = [
-        "clang",
-        "postgres",
-        "pgbench",
-        "psql",
-        "openssl",
-        "python3",
-        "haproxy",
-        "pgbouncer",
-        "bpf-linker",
-    ];
+fn missing_without_apt(wanted: &[(&'static str, &'static str)]) -> Result<Vec<(&'static str, &'static str)>> {
+    let programs = ["clang", "postgres", "pgbench", "psql", "openssl", "python3", "haproxy", "pgbouncer", "bpf-linker"];
     let postgres = crate::servers::postgres_bin().ok();
     let absent: Vec<_> = programs
         .into_iter()
-        .filter(|name| {
-            which(name).is_none() && postgres.as_ref().is_none_or(|bin| !bin.join(name).is_file())
-        })
+        .filter(|name| which(name).is_none() && postgres.as_ref().is_none_or(|bin| !bin.join(name).is_file()))
         .collect();
     if absent.is_empty() && ebpf_toolchain().is_ok() {
         return Ok(Vec::new());
     }
-    println!(
-        "setup: no apt here; not found: {}. Install what these Debian packages have:",
-        absent.join(", ")
-    );
+    println!("setup: no apt here; not found: {}. Install what these Debian packages have:", absent.join(", "));
     for (name, why) in wanted {
         println!("  {name}: {why}");
     }
     println!("For the eBPF programs, instead of Debian's Rust and LLVM:");
-    println!(
-        "  rustup toolchain install nightly --component rust-src,clippy && cargo install bpf-linker"
-    );
+    println!("  rustup toolchain install nightly --component rust-src,clippy && cargo install bpf-linker");
     bail!("what is listed above must be installed by hand")
 }
 
@@ -195,9 +165,7 @@ fn install_packages(packages: &[(&str, &str)]) -> Result<()> {
     apt(&["update"])?;
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
     install.extend(names);
-    apt(&install).context(
-        "packages couldn't be installed; rustc-web and its kin are in Debian 12's security archive",
-    )
+    apt(&install).context("packages couldn't be installed; rustc-web and its kin are in Debian 12's security archive")
 }
 
 /// While it lives, packages that are installed start no service, and PostgreSQL's makes no cluster: tests have
@@ -211,10 +179,7 @@ impl NoServices {
         process::run(Command::new("chmod").args(["0755", "/usr/sbin/policy-rc.d"]))?;
         if postgresql {
             fs::create_dir_all("/etc/postgresql-common/createcluster.d")?;
-            made.add(
-                "/etc/postgresql-common/createcluster.d/weir.conf",
-                "create_main_cluster = false\n",
-            )?;
+            made.add("/etc/postgresql-common/createcluster.d/weir.conf", "create_main_cluster = false\n")?;
         }
         Ok(made)
     }
@@ -245,9 +210,7 @@ fn install_bpf_linker() -> Result<()> {
     // Debian's LLVM 22: without the prefix the build takes another llvm-config from PATH and can't link.
     if Path::new("/usr/lib/llvm-22/lib").is_dir() {
         command.args(["--no-default-features", "--features", "llvm-22"]);
-        command
-            .env("LLVM_PREFIX", "/usr/lib/llvm-22")
-            .env("LLVM_SYS_221_PREFIX", "/usr/lib/llvm-22");
+        command.env("LLVM_PREFIX", "/usr/lib/llvm-22").env("LLVM_SYS_221_PREFIX", "/usr/lib/llvm-22");
     }
     process::run(&mut command)
 }
@@ -276,9 +239,7 @@ fn make_venv(name: &str, pins: &[&str]) -> Result<()> {
     let python = if system.is_file() { system } else { Path::new("python3") };
     process::output(Command::new(python).args(["-m", "venv"]).arg(&folder))?;
     let mut pip = Command::new(folder.join("bin/pip"));
-    process::output(
-        pip.args(["install", "--quiet", "--disable-pip-version-check", "--no-input"]).args(pins),
-    )?;
+    process::output(pip.args(["install", "--quiet", "--disable-pip-version-check", "--no-input"]).args(pins))?;
     fs::write(venv_marker(name), venv_content(name, pins))?;
     Ok(())
 }
@@ -290,20 +251,10 @@ fn missing_users() -> Result<Vec<String>> {
 }
 
 fn make_users(names: &[String]) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "not root: the users {} can't be made",
-        names.join(", ")
-    );
+    ensure!(rustix::process::geteuid().is_root(), "not root: the users {} can't be made", names.join(", "));
     for name in names {
         let mut command = Command::new("useradd");
-        process::output(command.args([
-            "--system",
-            "--no-create-home",
-            "--shell",
-            "/usr/sbin/nologin",
-            name,
-        ]))?;
+        process::output(command.args(["--system", "--no-create-home", "--shell", "/usr/sbin/nologin", name]))?;
     }
     Ok(())
 }

@@ -26,10 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Runs nextest with `args` while the servers serve; `change` may add to its command.
 pub(crate) fn with_servers(args: &[&str], change: impl FnOnce(&mut Command)) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "not root: end-to-end tests load eBPF programs and make cgroups"
-    );
+    ensure!(rustix::process::geteuid().is_root(), "not root: end-to-end tests load eBPF programs and make cgroups");
     step("setup", setup::run)?;
     let weir = step("build weir", || build::weir(build::PROFILE))?;
     step("build tests", || process::run(nextest("run").args(args).arg("--no-run")))?;
@@ -43,12 +40,6 @@ pub(crate) fn with_servers(args: &[&str], change: impl FnOnce(&mut Command)) -> 
 
 fn nextest(verb: &str) -> Command {
     let mut command = Command::new(paths::tools().join("cargo/bin/cargo-nextest"));
-    command.current_dir(paths::root()).args([
-        "nextest",
-        verb,
-        "--workspace",
-        "--cargo-profile",
-        build::PROFILE,
-    ]);
+    command.current_dir(paths::root()).args(["nextest", verb, "--workspace", "--cargo-profile", build::PROFILE]);
     command
 }

@@ -37,14 +37,10 @@ struct Stage {
 
 /// Sets the stage, tells the story, takes everything away.
 pub(crate) fn run() -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "not root: the demo loads eBPF programs and makes a Unix user"
-    );
+    ensure!(rustix::process::geteuid().is_root(), "not root: the demo loads eBPF programs and makes a Unix user");
     step("setup", setup::run)?;
     let program = step("build weir", || build::weir(build::PROFILE))?;
-    let stage =
-        step("start PostgreSQL, the identity provider and weir daemon", || Stage::set(&program))?;
+    let stage = step("start PostgreSQL, the identity provider and weir daemon", || Stage::set(&program))?;
     let told = tell(&stage);
     if told.is_err() {
         eprintln!("log of the daemon:\n{}", stage.weir.log());
@@ -95,11 +91,7 @@ fn tell(stage: &Stage) -> Result<()> {
     ways_round(stage, &mut story)?;
     record(stage, &mut story)?;
     story.chapter("And away");
-    story.succeeds(
-        "Root takes the programs out of the kernel.",
-        stage.weir.command(&["detach"]),
-        &[],
-    )?;
+    story.succeeds("Root takes the programs out of the kernel.", stage.weir.command(&["detach"]), &[])?;
     story.end();
     Ok(())
 }
@@ -120,11 +112,7 @@ fn work(stage: &Stage, story: &mut Story) -> Result<()> {
     let mut script = stage.weir.run_as(AGENT);
     script.arg("/usr/bin/python3").arg(stage.folder.path().join("report.py")).arg(stage.server());
     let address = format!("127.0.0.1:{}", stage.postgres.port);
-    story.succeeds(
-        "A Python script with psycopg, nothing in it about Weir.",
-        script,
-        &[&address, "total 60.00"],
-    )?;
+    story.succeeds("A Python script with psycopg, nothing in it about Weir.", script, &[&address, "total 60.00"])?;
     story.fails(
         "No policy permits a change: the refusal is PostgreSQL's own kind, and says why and how to ask.",
         agent("DELETE FROM orders"),
@@ -162,8 +150,7 @@ fn ways_round(stage: &Stage, story: &mut Story) -> Result<()> {
         agent(&["psql", "-X", "-h", &sockets, "-p", &port, "-d", DATABASE, "-c", "SELECT 1"]),
         &["connection to server on socket"],
     )?;
-    let listener =
-        format!("host=127.0.0.1 port={LISTENER_PORT} dbname={DATABASE} connect_timeout=10");
+    let listener = format!("host=127.0.0.1 port={LISTENER_PORT} dbname={DATABASE} connect_timeout=10");
     story.fails(
         "The agent, straight to Weir's own port: a connection that was not redirected belongs to nobody.",
         agent(&["psql", "-X", "-d", &listener, "-c", "SELECT 1"]),
@@ -171,11 +158,7 @@ fn ways_round(stage: &Stage, story: &mut Story) -> Result<()> {
     )?;
     let python = |program: &str| agent(&["/usr/bin/python3", "-c", program]);
     story.fails("The agent, by a VSOCK socket.", python(script::VSOCK), &["Error"])?;
-    story.fails(
-        "The agent, by UDP.",
-        python(&script::udp(stage.postgres.port)),
-        &["PermissionError"],
-    )?;
+    story.fails("The agent, by UDP.", python(&script::udp(stage.postgres.port)), &["PermissionError"])?;
     story.fails(
         "The agent, for the password itself.",
         agent(&["cat", &stage.weir.folder().join("upstream-password").display().to_string()]),
@@ -192,10 +175,7 @@ fn record(stage: &Stage, story: &mut Story) -> Result<()> {
         stage.weir.command(&["log"]),
         &["SELECT name, amount", "DELETE FROM orders"],
     )?;
-    ensure!(
-        log.contains("nobody") || log.contains("psql"),
-        "the refused connect of another user isn't in the log"
-    );
+    ensure!(log.contains("nobody") || log.contains("psql"), "the refused connect of another user isn't in the log");
     let sessions = crate::process::output(&mut stage.weir.command(&["sessions", "--json"]))?;
     let session = script::first_session(&sessions)?;
     story.succeeds(

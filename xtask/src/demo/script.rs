@@ -20,8 +20,7 @@ with psycopg.connect(sys.argv[1]) as connection:
 "#;
 
 /// A family of sockets that leads to the hypervisor.
-pub(super) const VSOCK: &str =
-    "import socket; socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); print('made')";
+pub(super) const VSOCK: &str = "import socket; socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); print('made')";
 
 /// A datagram to the server.
 pub(super) fn udp(port: u16) -> String {

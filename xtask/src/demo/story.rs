@@ -21,12 +21,7 @@ impl Story {
     }
 
     /// Runs `command`, which must succeed and print every one of `promised`. Gives what it printed.
-    pub(super) fn succeeds(
-        &mut self,
-        what: &str,
-        command: Command,
-        promised: &[&str],
-    ) -> Result<String> {
+    pub(super) fn succeeds(&mut self, what: &str, command: Command, promised: &[&str]) -> Result<String> {
         let (success, printed) = self.run(what, command)?;
         ensure!(success, "step {} failed, and must not", self.steps);
         self.check(printed, promised)
@@ -47,8 +42,7 @@ impl Story {
         crate::process::check_signals()?;
         self.steps += 1;
         println!("\n{}. {what}\n   $ {}", self.steps, shown(&command));
-        let output =
-            command.output().with_context(|| format!("cannot start {}", shown(&command)))?;
+        let output = command.output().with_context(|| format!("cannot start {}", shown(&command)))?;
         let printed = [output.stdout, output.stderr].concat();
         let printed = String::from_utf8_lossy(&printed).into_owned();
         for line in printed.lines() {
@@ -59,11 +53,7 @@ impl Story {
 
     fn check(&self, printed: String, promised: &[&str]) -> Result<String> {
         for text in promised {
-            ensure!(
-                printed.contains(text),
-                "step {} was to print `{text}`, and did not",
-                self.steps
-            );
+            ensure!(printed.contains(text), "step {} was to print `{text}`, and did not", self.steps);
         }
         Ok(printed)
     }
@@ -83,11 +73,7 @@ fn shown(command: &Command) -> String {
     let words = command.get_args().map(|word| {
         let word = word.to_string_lossy();
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@".contains(c);
-        if word.chars().all(plain) {
-            word.into_owned()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
+        if word.chars().all(plain) { word.into_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
     });
     std::iter::once(name).chain(words).collect::<Vec<_>>().join(" ")
 }

@@ -56,22 +56,13 @@ impl Idp {
         });
         let users: serde_json::Map<_, _> = people
             .iter()
-            .map(|person| {
-                (
-                    person.name.to_owned(),
-                    json!({ "password": person.password, "groups": person.groups }),
-                )
-            })
+            .map(|person| (person.name.to_owned(), json!({ "password": person.password, "groups": person.groups })))
             .collect();
         fs::write(folder.join("settings.yaml"), settings.to_string())?;
-        fs::write(
-            folder.join("users.yaml"),
-            json!({ "config_version": 1, "users": users }).to_string(),
-        )?;
+        fs::write(folder.join("users.yaml"), json!({ "config_version": 1, "users": users }).to_string())?;
         let program = paths::tools().join("nanoidp/bin/nanoidp");
         let args = ["--strict-config", "--config", "."];
-        let mut server =
-            Server::start(&program, &args, None, folder.join("idp.log"), Signal::TERM)?;
+        let mut server = Server::start(&program, &args, None, folder.join("idp.log"), Signal::TERM)?;
         server.wait_until(START_DEADLINE, |_| TcpStream::connect(("127.0.0.1", port)).is_ok())?;
         Ok(Self { folder, issuer, secret, _server: server })
     }
@@ -95,8 +86,7 @@ impl Idp {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (_, body) = answer.split_once("\r\n\r\n").context("the provider gave no body")?;
-        let body: Value = serde_json::from_str(body)
-            .with_context(|| format!("the provider answered {answer}"))?;
+        let body: Value = serde_json::from_str(body).with_context(|| format!("the provider answered {answer}"))?;
         let token = body.get("access_token").and_then(Value::as_str);
         Ok(token.with_context(|| format!("no token for {}: {body}", person.name))?.to_owned())
     }
@@ -109,8 +99,7 @@ impl Idp {
     /// That key's `kid`.
     pub(crate) fn key_id(&self) -> Result<String> {
         let file = self.folder.join("keys/kid.txt");
-        let id =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let id = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         Ok(id.trim().to_owned())
     }
 }

@@ -40,7 +40,7 @@ impl TestServers {
     pub(crate) fn start(weir: &Path) -> Result<Self> {
         let folder = TempDir::new("test")?;
         let bpffs = Bpffs::mount(folder.path().join("bpf"))?;
-        let cgroup = Cgroup::make("weir-test")?;
+        let cgroup = Cgroup::make("/weir-test")?;
         let idp = Idp::start(folder.path().join("idp"), &[])?;
         let postgres = Postgres::start(&folder.path().join("postgres"), Purpose::Tests)?;
         let password = random_word()?;
@@ -76,8 +76,7 @@ impl TestServers {
                 "key_id": idp.key_id()?,
             },
         });
-        let servers =
-            Self { _postgres: postgres, _idp: idp, _cgroup: cgroup, _bpffs: bpffs, folder };
+        let servers = Self { _postgres: postgres, _idp: idp, _cgroup: cgroup, _bpffs: bpffs, folder };
         fs::write(servers.description(), serde_json::to_string_pretty(&description)?)?;
         Ok(servers)
     }
@@ -114,13 +113,7 @@ impl User {
         let user = Self(name);
         if process::output(Command::new("id").arg(name)).is_err() {
             let mut useradd = Command::new("useradd");
-            process::output(useradd.args([
-                "--system",
-                "--no-create-home",
-                "--shell",
-                "/usr/sbin/nologin",
-                name,
-            ]))?;
+            process::output(useradd.args(["--system", "--no-create-home", "--shell", "/usr/sbin/nologin", name]))?;
         }
         Ok(user)
     }
@@ -148,9 +141,7 @@ impl Bpffs {
 
 impl Drop for Bpffs {
     fn drop(&mut self) {
-        if let Err(error) =
-            process::output_always(Command::new("umount").arg("--lazy").arg(&self.0))
-        {
+        if let Err(error) = process::output_always(Command::new("umount").arg("--lazy").arg(&self.0)) {
             eprintln!("{error}");
         }
     }
@@ -164,12 +155,11 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `/NAME-PID`.
-    pub(crate) fn make(name: &str) -> Result<Self> {
-        let name = format!("/{name}-{}", std::process::id());
+    /// Makes `PATH-PID`; `path` begins with a slash.
+    pub(crate) fn make(path: &str) -> Result<Self> {
+        let name = format!("{path}-{}", std::process::id());
         let path = PathBuf::from(format!("{}{name}", cgroup_root()?.display()));
-        fs::create_dir(&path)
-            .with_context(|| format!("cannot make the cgroup {}", path.display()))?;
+        fs::create_dir(&path).with_context(|| format!("cannot make the cgroup {}", path.display()))?;
         Ok(Self { name, path })
     }
 }
@@ -210,18 +200,13 @@ pub(crate) fn cgroup_root() -> Result<PathBuf> {
         let (before, after) = line.split_once(" - ")?;
         after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4))?
     });
-    found
-        .map(PathBuf::from)
-        .context("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+    found.map(PathBuf::from).context("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 }
 
 /// Gives `path` to the Unix user `name`.
 pub(crate) fn give_to(name: &str, path: &Path) -> Result<()> {
-    let id = |flag| -> Result<u32> {
-        Ok(process::output(Command::new("id").args([flag, name]))?.trim().parse()?)
-    };
-    std::os::unix::fs::chown(path, Some(id("-u")?), Some(id("-g")?)).map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot give {} to {name}: {error}", path.display()))
-    })?;
+    let id = |flag| -> Result<u32> { Ok(process::output(Command::new("id").args([flag, name]))?.trim().parse()?) };
+    std::os::unix::fs::chown(path, Some(id("-u")?), Some(id("-g")?))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot give {} to {name}: {error}", path.display())))?;
     Ok(())
 }

@@ -43,9 +43,7 @@ impl Postgres {
     pub(crate) fn start(folder: &Path, purpose: Purpose) -> Result<Self> {
         let bin = postgres_bin()?;
         let (folder, port) = (folder.to_path_buf(), free_port()?);
-        for (name, mode) in
-            [("", 0o755), ("sockets", 0o700), ("open-sockets", 0o755), ("data", 0o700)]
-        {
+        for (name, mode) in [("", 0o755), ("sockets", 0o700), ("open-sockets", 0o755), ("data", 0o700)] {
             let path = folder.join(name);
             fs::create_dir(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
@@ -54,18 +52,14 @@ impl Postgres {
         let data = folder.join("data");
         let mut initdb = Command::new("setpriv");
         initdb.args(["--reuid", USER, "--regid", USER, "--init-groups"]).arg(bin.join("initdb"));
-        initdb
-            .args(["--no-sync", "--encoding=UTF8", "--locale=C.UTF-8", "--auth=reject", "-D"])
-            .arg(&data);
+        initdb.args(["--no-sync", "--encoding=UTF8", "--locale=C.UTF-8", "--auth=reject", "-D"]).arg(&data);
         process::output(initdb.current_dir(&folder))?;
         make_certificates(&folder)?;
         fs::write(data.join("pg_hba.conf"), hba(purpose))?;
         fs::write(data.join("pg_ident.conf"), "root root postgres\n")?;
         let private = folder.join("sockets").display().to_string();
         let (sockets, fsync) = match purpose {
-            Purpose::Tests => {
-                (format!("{private},{}", folder.join("open-sockets").display()), "off")
-            }
+            Purpose::Tests => (format!("{private},{}", folder.join("open-sockets").display()), "off"),
             Purpose::Demo | Purpose::Bench => (private, "on"),
         };
         let configuration = format!(
@@ -79,17 +73,14 @@ impl Postgres {
         let args = ["-D", data.to_str().context("the path of the cluster isn't UTF-8")?];
         let log = folder.join("postgres.log");
         let mut server = Server::start(&bin.join("postgres"), &args, Some(USER), log, Signal::INT)?;
-        server.wait_until(START_DEADLINE, |server| {
-            server.log().contains("ready to accept connections")
-        })?;
+        server.wait_until(START_DEADLINE, |server| server.log().contains("ready to accept connections"))?;
         Ok(Self { folder, bin, port, _server: server })
     }
 
     /// Runs `sql` as the superuser and gives what psql prints, unaligned and without headings.
     pub(crate) fn sql(&self, database: &str, sql: &str) -> Result<String> {
         let mut psql = Command::new(self.bin.join("psql"));
-        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", USER, "-d", database, "-c", sql])
-            .arg("-h");
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", USER, "-d", database, "-c", sql]).arg("-h");
         process::output(psql.arg(self.private_sockets()).args(["-p", &self.port.to_string()]))
     }
 
@@ -120,9 +111,7 @@ fn hba(purpose: Purpose) -> String {
         Purpose::Tests | Purpose::Demo => "scram-sha-256",
         Purpose::Bench => "trust",
     };
-    format!(
-        "local all postgres peer map=root\nlocal all all scram-sha-256\nhost all all samehost {method}\n"
-    )
+    format!("local all postgres peer map=root\nlocal all all scram-sha-256\nhost all all samehost {method}\n")
 }
 
 /// An authority and the server's certificate, for the names of this machine only.
@@ -134,26 +123,9 @@ fn make_certificates(folder: &Path) -> Result<()> {
     fs::write(folder.join("openssl.cnf"), configuration)?;
     let make = |name: &str, extensions: &str, signer: &[&str]| {
         let mut openssl = Command::new("openssl");
-        openssl.current_dir(folder).args([
-            "req",
-            "-x509",
-            "-config",
-            "openssl.cnf",
-            "-extensions",
-            extensions,
-        ]);
-        openssl.args([
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-noenc",
-            "-days",
-            "7",
-        ]);
-        openssl
-            .args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")])
-            .args(signer);
+        openssl.current_dir(folder).args(["req", "-x509", "-config", "openssl.cnf", "-extensions", extensions]);
+        openssl.args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "7"]);
+        openssl.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")]).args(signer);
         process::output(&mut openssl)
     };
     make("ca", "authority", &["-subj", "/CN=Weir test authority"])?;
@@ -166,9 +138,7 @@ pub(crate) fn postgres_bin() -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|version| {
-            Path::new(&format!("/usr/lib/postgresql/{version}/bin/postgres")).is_file()
-        })
+        .filter(|version| Path::new(&format!("/usr/lib/postgresql/{version}/bin/postgres")).is_file())
         .max();
     let on_path = || which("postgres").and_then(|program| program.parent().map(Path::to_path_buf));
     newest

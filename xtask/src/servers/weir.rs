@@ -51,19 +51,13 @@ pub(crate) struct Weir {
 
 impl Weir {
     /// Writes its configuration into `folder`, which it makes, and starts it with `flags`.
-    pub(crate) fn start(
-        program: &Path,
-        folder: PathBuf,
-        declared: &Declared<'_>,
-        flags: &[&str],
-    ) -> Result<Self> {
+    pub(crate) fn start(program: &Path, folder: PathBuf, declared: &Declared<'_>, flags: &[&str]) -> Result<Self> {
         fs::create_dir(&folder)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let below = if declared.scope == "/" { "" } else { declared.scope };
         let cgroup = Cgroup::make(&format!("{below}/{name}"))?;
         let bpffs = Bpffs::mount(folder.join("bpf"))?;
-        for (file, secret) in [("upstream-password", declared.password), ("token", declared.token)]
-        {
+        for (file, secret) in [("upstream-password", declared.password), ("token", declared.token)] {
             fs::write(folder.join(file), secret)?;
             fs::set_permissions(folder.join(file), fs::Permissions::from_mode(0o600))?;
         }
@@ -72,11 +66,8 @@ impl Weir {
         let config = config.display().to_string();
         let mut args = vec!["daemon", "--config", &config];
         args.extend(flags);
-        let mut server =
-            Server::start(program, &args, None, folder.join("weir.log"), Signal::TERM)?;
-        server.wait_until(START_DEADLINE, |server| {
-            server.log().lines().any(|line| line.contains("ready"))
-        })?;
+        let mut server = Server::start(program, &args, None, folder.join("weir.log"), Signal::TERM)?;
+        server.wait_until(START_DEADLINE, |server| server.log().lines().any(|line| line.contains("ready")))?;
         Ok(Self { program: program.to_path_buf(), folder, server, _bpffs: bpffs, _cgroup: cgroup })
     }
 
