@@ -36,9 +36,7 @@ pub(crate) fn parse_object(text: &[u8]) -> Result<Map<String, Value>, JsonError>
     // serde's errors are text; which rule was broken is noted beside them.
     let fault = Cell::new(JsonError::Syntax);
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Strict { fault: &fault, left: MAX_DEPTH }
-        .deserialize(&mut reader)
-        .map_err(|_| fault.get())?;
+    let value = Strict { fault: &fault, left: MAX_DEPTH }.deserialize(&mut reader).map_err(|_| fault.get())?;
     reader.end().map_err(|_| JsonError::Syntax)?;
     match value {
         Value::Object(object) => Ok(object),
@@ -152,8 +150,7 @@ mod tests {
 
     #[test]
     fn nesting_ends_at_its_limit_and_not_before() {
-        let nested =
-            |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+        let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
         assert!(parse_object(nested(MAX_DEPTH).as_bytes()).is_ok());
         let too_deep = Err(JsonError::TooDeep { limit: MAX_DEPTH });
         assert_eq!(parse_object(nested(MAX_DEPTH + 1).as_bytes()), too_deep);
@@ -162,17 +159,9 @@ mod tests {
 
     #[test]
     fn only_one_whole_object_is_taken() {
-        for text in [
-            "",
-            "{",
-            "{}{}",
-            "{} x",
-            "{a:1}",
-            "{\"a\":1e999}",
-            "{\"a\":NaN}",
-            "{\"a\":\"\\ud800\"}",
-            "{\"a\":1,}",
-        ] {
+        for text in
+            ["", "{", "{}{}", "{} x", "{a:1}", "{\"a\":1e999}", "{\"a\":NaN}", "{\"a\":\"\\ud800\"}", "{\"a\":1,}"]
+        {
             assert_eq!(parse_object(text.as_bytes()), Err(JsonError::Syntax), "{text}");
         }
         assert_eq!(parse_object(b"\xef\xbb\xbf{}"), Err(JsonError::Syntax), "a byte order mark");

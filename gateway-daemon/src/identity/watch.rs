@@ -145,8 +145,7 @@ impl TokenFile {
     pub fn read(&self) -> Result<SecretString, TokenFileError> {
         let path = || self.path.clone();
         let file = open(&self.path)?;
-        let metadata =
-            file.metadata().map_err(|source| TokenFileError::Io { path: path(), source })?;
+        let metadata = file.metadata().map_err(|source| TokenFileError::Io { path: path(), source })?;
         if !metadata.is_file() {
             return Err(TokenFileError::NotAFile { path: path() });
         }
@@ -158,12 +157,9 @@ impl TokenFile {
         if mode & 0o022 != 0 {
             return Err(TokenFileError::Writable { path: path(), mode });
         }
-        let text =
-            read_bounded(file).map_err(|source| TokenFileError::Io { path: path(), source })?;
-        let text =
-            std::str::from_utf8(&text).map_err(|_| TokenFileError::NotText { path: path() })?;
-        let token =
-            text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+        let text = read_bounded(file).map_err(|source| TokenFileError::Io { path: path(), source })?;
+        let text = std::str::from_utf8(&text).map_err(|_| TokenFileError::NotText { path: path() })?;
+        let token = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
         if token.len() > MAX_TOKEN_LEN {
             return Err(TokenFileError::TooLong { path: path(), limit: MAX_TOKEN_LEN });
         }
@@ -174,11 +170,9 @@ impl TokenFile {
 /// Opens without following a link, and without waiting for the other end of a pipe.
 fn open(path: &Path) -> Result<File, TokenFileError> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    File::options().read(true).custom_flags(flags).open(path).map_err(|source| {
-        match source.raw_os_error() {
-            Some(libc::ELOOP) => TokenFileError::Link { path: path.to_owned() },
-            _ => TokenFileError::Io { path: path.to_owned(), source },
-        }
+    File::options().read(true).custom_flags(flags).open(path).map_err(|source| match source.raw_os_error() {
+        Some(libc::ELOOP) => TokenFileError::Link { path: path.to_owned() },
+        _ => TokenFileError::Io { path: path.to_owned(), source },
     })
 }
 
@@ -272,11 +266,7 @@ impl Watch {
                 }
                 told = fault;
             }
-            let _ = tokio::time::timeout(
-                self.interval,
-                standing.wait_for(|now| *now == Standing::Ended),
-            )
-            .await;
+            let _ = tokio::time::timeout(self.interval, standing.wait_for(|now| *now == Standing::Ended)).await;
         }
     }
 
@@ -286,10 +276,7 @@ impl Watch {
         let file = self.file.clone();
         // A reading that panics is an unreadable file.
         let read = tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|error| {
-            Err(TokenFileError::Io {
-                path: self.file.path.clone(),
-                source: io::Error::other(error),
-            })
+            Err(TokenFileError::Io { path: self.file.path.clone(), source: io::Error::other(error) })
         });
         let token = match read {
             Ok(token) => token,
@@ -305,9 +292,7 @@ impl Watch {
         let verified = self.issuer.verify(&token, self.registry.now()).await;
         drop(token);
         // For another subject than the run's the registry refuses it, whatever the agent's configuration says.
-        let identity = match verified
-            .and_then(|verified| verified.into_identity(Arc::clone(&self.run.agent), None))
-        {
+        let identity = match verified.and_then(|verified| verified.into_identity(Arc::clone(&self.run.agent), None)) {
             Ok(identity) => identity,
             Err(error) => {
                 let fault = Told::Refused(digest, discriminant(&error));

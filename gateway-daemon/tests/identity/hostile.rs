@@ -5,10 +5,7 @@ use serde_json::json;
 
 use crate::{
     keys::{ED25519, OTHER_RSA, P256, P384, RSA, base64},
-    tokens::{
-        good, good_claims, named, nested, refused, refused_with, rules, with_claim, with_header,
-        with_parts,
-    },
+    tokens::{good, good_claims, named, nested, refused, refused_with, rules, with_claim, with_header, with_parts},
 };
 
 #[test]
@@ -30,35 +27,15 @@ fn form_header_and_key_are_checked_before_anything_is_believed() {
         &rules(|_| {}),
         [
             ("nothing", String::new(), "the token is empty"),
-            (
-                "oversize",
-                with_claim("x", json!("x".repeat(MAX_TOKEN_LEN))),
-                "the token is longer than 16384 bytes",
-            ),
-            (
-                "a JWE",
-                format!("{}.AA.AA", good()),
-                "the token is encrypted (JWE); a signed one (JWS) is wanted",
-            ),
-            (
-                "a fourth part",
-                format!("{}.AA", good()),
-                "the token has 4 parts separated by dots instead of 3",
-            ),
-            (
-                "a dot at the end",
-                format!("{}.", good()),
-                "the token has 4 parts separated by dots instead of 3",
-            ),
+            ("oversize", with_claim("x", json!("x".repeat(MAX_TOKEN_LEN))), "the token is longer than 16384 bytes"),
+            ("a JWE", format!("{}.AA.AA", good()), "the token is encrypted (JWE); a signed one (JWS) is wanted"),
+            ("a fourth part", format!("{}.AA", good()), "the token has 4 parts separated by dots instead of 3"),
+            ("a dot at the end", format!("{}.", good()), "the token has 4 parts separated by dots instead of 3"),
             ("two parts", "e30.e30".into(), "the token has 2 parts separated by dots instead of 3"),
             ("one part", "token".into(), "the token has 1 parts separated by dots instead of 3"),
             ("no header", with_parts(|parts| parts[0].clear()), "the token's header is empty"),
             ("no payload", with_parts(|parts| parts[1].clear()), "the token's payload is empty"),
-            (
-                "no signature",
-                with_parts(|parts| parts[2].clear()),
-                "the token's signature is empty",
-            ),
+            ("no signature", with_parts(|parts| parts[2].clear()), "the token's signature is empty"),
             (
                 "padding",
                 with_parts(|parts| parts[2].push_str("==")),
@@ -110,138 +87,64 @@ fn form_header_and_key_are_checked_before_anything_is_believed() {
             ),
             (
                 "alg twice",
-                RSA.token_of(
-                    r#"{"alg":"RS256","alg":"none","kid":"rsa"}"#,
-                    &good_claims().to_string(),
-                ),
+                RSA.token_of(r#"{"alg":"RS256","alg":"none","kid":"rsa"}"#, &good_claims().to_string()),
                 "the token's header names a key twice",
             ),
             (
                 "kid twice behind an escape",
-                RSA.token_of(
-                    r#"{"alg":"RS256","kid":"rsa","\u006bid":"p256"}"#,
-                    &good_claims().to_string(),
-                ),
+                RSA.token_of(r#"{"alg":"RS256","kid":"rsa","\u006bid":"p256"}"#, &good_claims().to_string()),
                 "the token's header names a key twice",
             ),
-            (
-                "a deep header",
-                with_header("x", nested(16)),
-                "the token's header is nested deeper than 16 levels",
-            ),
-            (
-                "crit",
-                with_header("crit", json!(["exp"])),
-                "the token's header has `crit`, which is never accepted",
-            ),
+            ("a deep header", with_header("x", nested(16)), "the token's header is nested deeper than 16 levels"),
+            ("crit", with_header("crit", json!(["exp"])), "the token's header has `crit`, which is never accepted"),
             (
                 "jku",
                 with_header("jku", json!("https://evil.example/keys")),
                 "the token's header has `jku`, which is never accepted",
             ),
-            (
-                "jwk",
-                with_header("jwk", OTHER_RSA.jwk()),
-                "the token's header has `jwk`, which is never accepted",
-            ),
+            ("jwk", with_header("jwk", OTHER_RSA.jwk()), "the token's header has `jwk`, which is never accepted"),
             (
                 "x5u",
                 with_header("x5u", json!("https://evil.example/chain")),
                 "the token's header has `x5u`, which is never accepted",
             ),
-            (
-                "x5c",
-                with_header("x5c", json!(["AA"])),
-                "the token's header has `x5c`, which is never accepted",
-            ),
-            (
-                "zip",
-                with_header("zip", json!("DEF")),
-                "the token's header has `zip`, which is never accepted",
-            ),
-            (
-                "b64",
-                with_header("b64", json!(false)),
-                "the token's header has `b64`, which is never accepted",
-            ),
-            (
-                "enc",
-                with_header("enc", json!("A256GCM")),
-                "the token's header has `enc`, which is never accepted",
-            ),
+            ("x5c", with_header("x5c", json!(["AA"])), "the token's header has `x5c`, which is never accepted"),
+            ("zip", with_header("zip", json!("DEF")), "the token's header has `zip`, which is never accepted"),
+            ("b64", with_header("b64", json!(false)), "the token's header has `b64`, which is never accepted"),
+            ("enc", with_header("enc", json!("A256GCM")), "the token's header has `enc`, which is never accepted"),
             ("no alg", RSA.token_of(r#"{"kid":"rsa"}"#, "{}"), "the token's header has no `alg`"),
             ("alg as a number", with_header("alg", json!(256)), "the token's header has no `alg`"),
             ("none", unsigned("none"), "the token is not signed (`alg` is `none`)"),
-            (
-                "none in capitals and small letters",
-                unsigned("nOnE"),
-                "the token is not signed (`alg` is `none`)",
-            ),
+            ("none in capitals and small letters", unsigned("nOnE"), "the token is not signed (`alg` is `none`)"),
             (
                 "HS256 with the public key as secret",
                 hs256(),
                 "the token's `alg` is symmetric (HMAC): who can check such a token can make one",
             ),
-            (
-                "an unknown alg",
-                with_header("alg", json!("RS1")),
-                "the token's `alg` is none that Weir knows",
-            ),
-            (
-                "alg in another case",
-                with_header("alg", json!("rs256")),
-                "the token's `alg` is none that Weir knows",
-            ),
-            (
-                "a DPoP proof",
-                with_header("typ", json!("dpop+jwt")),
-                "the token's `typ` is neither `JWT` nor `at+jwt`",
-            ),
+            ("an unknown alg", with_header("alg", json!("RS1")), "the token's `alg` is none that Weir knows"),
+            ("alg in another case", with_header("alg", json!("rs256")), "the token's `alg` is none that Weir knows"),
+            ("a DPoP proof", with_header("typ", json!("dpop+jwt")), "the token's `typ` is neither `JWT` nor `at+jwt`"),
             (
                 "a logout token",
                 with_header("typ", json!("logout+jwt")),
                 "the token's `typ` is neither `JWT` nor `at+jwt`",
             ),
-            (
-                "typ as an array",
-                with_header("typ", json!(["JWT"])),
-                "the token's `typ` is neither `JWT` nor `at+jwt`",
-            ),
+            ("typ as an array", with_header("typ", json!(["JWT"])), "the token's `typ` is neither `JWT` nor `at+jwt`"),
             (
                 "no kid",
                 RSA.token_of(r#"{"alg":"RS256"}"#, &good_claims().to_string()),
                 "the token's header has no `kid`",
             ),
-            (
-                "kid as a number",
-                with_header("kid", json!(1)),
-                "the token's `kid` is not a string of 1 to 256 bytes",
-            ),
-            (
-                "an empty kid",
-                with_header("kid", json!("")),
-                "the token's `kid` is not a string of 1 to 256 bytes",
-            ),
+            ("kid as a number", with_header("kid", json!(1)), "the token's `kid` is not a string of 1 to 256 bytes"),
+            ("an empty kid", with_header("kid", json!("")), "the token's `kid` is not a string of 1 to 256 bytes"),
             (
                 "a long kid",
                 with_header("kid", json!("k".repeat(257))),
                 "the token's `kid` is not a string of 1 to 256 bytes",
             ),
-            (
-                "an unknown kid",
-                named("nobody", &RSA, "RS256"),
-                "the issuer has no key with the token's `kid`",
-            ),
-            (
-                "kid in another case",
-                named("RSA", &RSA, "RS256"),
-                "the issuer has no key with the token's `kid`",
-            ),
-            (
-                "a path as kid",
-                named("../../dev/null", &RSA, "RS256"),
-                "the issuer has no key with the token's `kid`",
-            ),
+            ("an unknown kid", named("nobody", &RSA, "RS256"), "the issuer has no key with the token's `kid`"),
+            ("kid in another case", named("RSA", &RSA, "RS256"), "the issuer has no key with the token's `kid`"),
+            ("a path as kid", named("../../dev/null", &RSA, "RS256"), "the issuer has no key with the token's `kid`"),
         ],
     );
 }
@@ -267,31 +170,15 @@ fn a_key_is_used_for_what_it_is_alone() {
                 named("just-weak", &RSA, "RS256"),
                 "its RSA modulus has 2047 bits; 2048 to 8192 are accepted",
             ),
-            (
-                "a weak modulus behind a zero",
-                named("padded-weak", &RSA, "RS256"),
-                "its parameters are malformed",
-            ),
+            ("a weak modulus behind a zero", named("padded-weak", &RSA, "RS256"), "its parameters are malformed"),
             (
                 "16384 bits of RSA",
                 named("huge", &RSA, "RS256"),
                 "its RSA modulus has 16384 bits; 2048 to 8192 are accepted",
             ),
-            (
-                "a published secret",
-                named("symmetric", &RSA, "RS256"),
-                "the set shows its private part",
-            ),
-            (
-                "a published private key",
-                named("private", &RSA, "RS256"),
-                "the set shows its private part",
-            ),
-            (
-                "kty=oct",
-                named("oct-without-k", &RSA, "RS256"),
-                "its type (`kty`) is none that Weir knows",
-            ),
+            ("a published secret", named("symmetric", &RSA, "RS256"), "the set shows its private part"),
+            ("a published private key", named("private", &RSA, "RS256"), "the set shows its private part"),
+            ("kty=oct", named("oct-without-k", &RSA, "RS256"), "its type (`kty`) is none that Weir knows"),
             (
                 "ES256 under an RSA key's kid",
                 named("rsa", &P256, "ES256"),
@@ -317,21 +204,9 @@ fn a_key_is_used_for_what_it_is_alone() {
                 named("ed", &P384, "ES384"),
                 "it is a Ed25519 key, which cannot make ES384 signatures",
             ),
-            (
-                "coordinates of another curve",
-                named("p256-as-p384", &P256, "ES384"),
-                "its parameters are malformed",
-            ),
-            (
-                "a curve for coins",
-                named("secp256k1", &P256, "ES256"),
-                "its curve (`crv`) is none that Weir knows",
-            ),
-            (
-                "PS256 with a key for RS256",
-                named("rsa-with-alg", &RSA, "PS256"),
-                "its `alg` is not the token's PS256",
-            ),
+            ("coordinates of another curve", named("p256-as-p384", &P256, "ES384"), "its parameters are malformed"),
+            ("a curve for coins", named("secp256k1", &P256, "ES256"), "its curve (`crv`) is none that Weir knows"),
+            ("PS256 with a key for RS256", named("rsa-with-alg", &RSA, "PS256"), "its `alg` is not the token's PS256"),
             (
                 "a kid that two keys have",
                 named("twice", &RSA, "RS256"),
@@ -371,18 +246,10 @@ fn a_signature_holds_for_one_key_and_one_text() {
     refused(
         &rules(|_| {}),
         [
-            (
-                "a truncated signature",
-                cut(255),
-                "the token's signature has 255 bytes instead of 256",
-            ),
+            ("a truncated signature", cut(255), "the token's signature has 255 bytes instead of 256"),
             ("a signature of one byte", cut(1), "the token's signature has 1 bytes instead of 256"),
             ("a longer signature", cut(257), "the token's signature has 257 bytes instead of 256"),
-            (
-                "an ECDSA signature in DER",
-                es256_as_der(),
-                "the token's signature has 70 bytes instead of 64",
-            ),
+            ("an ECDSA signature in DER", es256_as_der(), "the token's signature has 70 bytes instead of 64"),
             ("an ECDSA signature of zeros", zeros(), wrong),
             ("other bytes", cut(256), wrong),
             ("another key under the same kid", named("rsa", &OTHER_RSA, "RS256"), wrong),
@@ -391,8 +258,7 @@ fn a_signature_holds_for_one_key_and_one_text() {
                 "PS256 said, PKCS #1 made",
                 {
                     let token = RSA.token("RS256", &good_claims());
-                    let header =
-                        base64(json!({"alg": "PS256", "kid": "rsa"}).to_string().as_bytes());
+                    let header = base64(json!({"alg": "PS256", "kid": "rsa"}).to_string().as_bytes());
                     let parts: Vec<_> = token.split('.').collect();
                     format!("{header}.{}.{}", parts[1], parts[2])
                 },

@@ -2,9 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gateway_daemon::identity::{
-    Issuer, IssuerSettings, TokenError, clock::Clock as _, token::TokenSettings,
-};
+use gateway_daemon::identity::{Issuer, IssuerSettings, TokenError, clock::Clock as _, token::TokenSettings};
 use secrecy::SecretString;
 use serde_json::json;
 
@@ -35,11 +33,7 @@ impl Bench {
     }
 
     async fn verify(&self, token: &SecretString) -> Result<(), String> {
-        self.issuer
-            .verify(token, self.clock.now())
-            .await
-            .map(drop)
-            .map_err(|error| error.to_string())
+        self.issuer.verify(token, self.clock.now()).await.map(drop).map_err(|error| error.to_string())
     }
 }
 
@@ -88,8 +82,7 @@ async fn cache_control_shortens_to_five_minutes_and_lengthens_to_no_more_than_an
 async fn a_new_key_is_found_and_unknown_ones_cannot_make_weir_ask_more_than_every_30_seconds() {
     let bench = Bench::new().await;
     bench.verify(&bench.token()).await.expect("good");
-    let with_new_key =
-        || SecretString::from(ED25519.token("EdDSA", &bench.provider.claims(bench.clock.now())));
+    let with_new_key = || SecretString::from(ED25519.token("EdDSA", &bench.provider.claims(bench.clock.now())));
     bench.clock.advance(MINUTE);
     let unknown = "the issuer has no key with the token's `kid`";
     assert!(bench.verify(&with_new_key()).await.unwrap_err().contains("no key with"), "{unknown}");
@@ -116,19 +109,13 @@ async fn a_key_that_was_withdrawn_ends_with_the_cache() {
     bench.verify(&bench.token()).await.expect("good");
     bench.provider.serve_keys(&[&ED25519]);
     bench.clock.advance(HOUR);
-    assert_eq!(
-        bench.verify(&bench.token()).await.unwrap_err(),
-        "the issuer has no key with the token's `kid`"
-    );
+    assert_eq!(bench.verify(&bench.token()).await.unwrap_err(), "the issuer has no key with the token's `kid`");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_ask_once() {
     let bench = Bench::new().await;
-    let slow = Answer {
-        delay: Duration::from_millis(100),
-        ..Answer::json(&json!({"keys": [P256.jwk()]}))
-    };
+    let slow = Answer { delay: Duration::from_millis(100), ..Answer::json(&json!({"keys": [P256.jwk()]})) };
     bench.provider.answer(KEYS, slow);
     let (token, now) = (bench.token(), bench.clock.now());
     let tasks: Vec<_> = (0..50)
@@ -184,10 +171,7 @@ async fn what_an_issuer_may_not_answer_refuses_every_token() {
     };
     let big = Answer { body: vec![b' '; 1024 * 1024 + 1], ..Answer::json(&json!({})) };
     let twice = |url: &str| Answer {
-        body: format!(
-            r#"{{"issuer":"{url}","jwks_uri":"{url}/keys","jwks_uri":"http://127.0.0.1:1/"}}"#
-        )
-        .into(),
+        body: format!(r#"{{"issuer":"{url}","jwks_uri":"{url}/keys","jwks_uri":"http://127.0.0.1:1/"}}"#).into(),
         ..Answer::json(&json!({}))
     };
     let redirect = Answer {
@@ -236,31 +220,16 @@ async fn what_an_issuer_may_not_answer_refuses_every_token() {
             Box::new(|_| Answer { body: b"<html>".to_vec(), ..Answer::json(&json!({})) }),
             "it is not a JSON object",
         ),
-        (
-            "a redirect",
-            KEYS,
-            Box::new(move |_| redirect.clone()),
-            "answers with a redirect, which is not followed",
-        ),
+        ("a redirect", KEYS, Box::new(move |_| redirect.clone()), "answers with a redirect, which is not followed"),
         (
             "a missing page",
             KEYS,
             Box::new(|_| Answer { status: "404 Not Found", ..Answer::json(&json!({"keys": []})) }),
             "answers with status 404",
         ),
-        (
-            "a flood",
-            KEYS,
-            Box::new(move |_| big.clone()),
-            "is longer than 1048576 bytes or ends early",
-        ),
+        ("a flood", KEYS, Box::new(move |_| big.clone()), "is longer than 1048576 bytes or ends early"),
         ("silence", KEYS, Box::new(move |_| slow.clone()), "no answer within 300 ms"),
-        (
-            "too many keys",
-            KEYS,
-            Box::new(move |_| many.clone()),
-            "the key set has more than 100 keys",
-        ),
+        ("too many keys", KEYS, Box::new(move |_| many.clone()), "the key set has more than 100 keys"),
         (
             "no key set",
             KEYS,
@@ -271,16 +240,12 @@ async fn what_an_issuer_may_not_answer_refuses_every_token() {
     for (what, path, answer, message) in table {
         let provider = Provider::with(&[&P256]).await;
         provider.answer(path, answer(&provider.url));
-        let settings =
-            IssuerSettings { timeout: Duration::from_millis(300), ..provider.settings() };
+        let settings = IssuerSettings { timeout: Duration::from_millis(300), ..provider.settings() };
         let issuer = Issuer::new(settings).expect("settings");
         let now = TestClock::new().now();
         let token = P256.token("ES256", &provider.claims(now)).into();
         let error = issuer.verify(&token, now).await.expect_err(what);
-        assert!(
-            matches!(error, TokenError::Keys(_)) && error.to_string().contains(message),
-            "{what}: {error}"
-        );
+        assert!(matches!(error, TokenError::Keys(_)) && error.to_string().contains(message), "{what}: {error}");
     }
 }
 
@@ -289,8 +254,7 @@ async fn an_issuer_that_does_not_exist_says_so() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     drop(listener);
-    let issuer = Issuer::new(IssuerSettings::new(TokenSettings::new("corp", &url, "weir")))
-        .expect("settings");
+    let issuer = Issuer::new(IssuerSettings::new(TokenSettings::new("corp", &url, "weir"))).expect("settings");
     let token = RSA.token("RS256", &json!({})).into();
     let error = issuer.verify(&token, TestClock::new().now()).await.unwrap_err().to_string();
     assert!(error.contains("`127.0.0.1` cannot be connected to: Connection refused"), "{error}");
@@ -307,25 +271,18 @@ async fn https_is_trusted_by_the_ca_file_alone() {
     let now = TestClock::new().now();
     let token: SecretString = P256.token("ES256", &provider.claims(now)).into();
     let with = |ca_file: Option<&std::path::Path>| {
-        Issuer::new(IssuerSettings { ca_file: ca_file.map(Into::into), ..provider.settings() })
-            .expect("settings")
+        Issuer::new(IssuerSettings { ca_file: ca_file.map(Into::into), ..provider.settings() }).expect("settings")
     };
     with(Some(&ca_file)).verify(&token, now).await.expect("good");
     for wrong in [Some(&*other_ca), None] {
         let error = with(wrong).verify(&token, now).await.unwrap_err().to_string();
-        assert!(
-            error.contains("TLS with `localhost` failed")
-                && error.contains("invalid peer certificate"),
-            "{error}"
-        );
+        assert!(error.contains("TLS with `localhost` failed") && error.contains("invalid peer certificate"), "{error}");
     }
     // The certificate is for `localhost`, not for the address.
     let by_address = provider.url.replace("localhost", "127.0.0.1");
     let settings = IssuerSettings::new(TokenSettings::new("corp", &by_address, "weir"));
-    let issuer = Issuer::new(IssuerSettings { ca_file: Some(ca_file.clone()), ..settings })
-        .expect("settings");
-    let error =
-        issuer.verify(&RSA.token("RS256", &json!({})).into(), now).await.unwrap_err().to_string();
+    let issuer = Issuer::new(IssuerSettings { ca_file: Some(ca_file.clone()), ..settings }).expect("settings");
+    let error = issuer.verify(&RSA.token("RS256", &json!({})).into(), now).await.unwrap_err().to_string();
     assert!(error.contains("not valid for name"), "{error}");
     // Keys of an https issuer come by https.
     let document = json!({"issuer": provider.url, "jwks_uri": format!("http://127.0.0.1:1{KEYS}")});
@@ -342,10 +299,7 @@ async fn a_token_of_another_issuer_is_refused_even_with_its_own_good_keys() {
     let error = bench.verify(&P256.token("ES256", &claims).into()).await.unwrap_err();
     assert_eq!(error, format!("the token's `iss` is not exactly `{}`", bench.provider.url));
     let forged = OTHER_RSA.token_of(r#"{"alg":"ES256","kid":"p256"}"#, &claims.to_string());
-    assert_eq!(
-        bench.verify(&forged.into()).await.unwrap_err(),
-        "the token's signature has 256 bytes instead of 64"
-    );
+    assert_eq!(bench.verify(&forged.into()).await.unwrap_err(), "the token's signature has 256 bytes instead of 64");
 }
 
 #[test]
@@ -363,10 +317,7 @@ fn settings_that_cannot_be_meant_are_refused() {
         assert_eq!(settings_fault(with_url(url)), format!("issuer `{url}`: {fault}"));
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let missing = IssuerSettings {
-        ca_file: Some(folder.path().join("no.pem")),
-        ..with_url("https://idp.example")
-    };
+    let missing = IssuerSettings { ca_file: Some(folder.path().join("no.pem")), ..with_url("https://idp.example") };
     assert!(settings_fault(missing).contains("no.pem"));
     let empty = folder.path().join("empty.pem");
     std::fs::write(&empty, "no certificate").expect("a file");

@@ -6,9 +6,8 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
-        Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair,
-        RsaPublicKeyComponents,
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
+        RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair, RsaPublicKeyComponents,
     },
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -18,16 +17,10 @@ pub(crate) static RSA: LazyLock<Key> = LazyLock::new(|| Key::rsa("rsa"));
 /// Another key, for forgeries under the first one's name.
 pub(crate) static OTHER_RSA: LazyLock<Key> = LazyLock::new(|| Key::rsa("other-rsa"));
 pub(crate) static P256: LazyLock<Key> = LazyLock::new(|| {
-    Key::new(
-        "p256",
-        Pair::P256(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key")),
-    )
+    Key::new("p256", Pair::P256(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key")))
 });
 pub(crate) static P384: LazyLock<Key> = LazyLock::new(|| {
-    Key::new(
-        "p384",
-        Pair::P384(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).expect("a key")),
-    )
+    Key::new("p384", Pair::P384(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).expect("a key")))
 });
 pub(crate) static ED25519: LazyLock<Key> =
     LazyLock::new(|| Key::new("ed", Pair::Ed25519(Ed25519KeyPair::generate().expect("a key"))));
@@ -90,9 +83,7 @@ impl Key {
                 pair.sign(padding, &random, message, &mut signature).expect("a signature");
                 signature
             }
-            Pair::P256(pair) | Pair::P384(pair) => {
-                pair.sign(&random, message).expect("a signature").as_ref().to_vec()
-            }
+            Pair::P256(pair) | Pair::P384(pair) => pair.sign(&random, message).expect("a signature").as_ref().to_vec(),
             Pair::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
         }
     }
@@ -107,10 +98,7 @@ impl Key {
 
     /// A token with this key's `kid` and `alg`.
     pub(crate) fn token(&self, alg: &str, payload: &Value) -> String {
-        self.token_of(
-            &json!({"alg": alg, "kid": self.kid, "typ": "JWT"}).to_string(),
-            &payload.to_string(),
-        )
+        self.token_of(&json!({"alg": alg, "kid": self.kid, "typ": "JWT"}).to_string(), &payload.to_string())
     }
 }
 

@@ -59,13 +59,8 @@ impl NanoIdp {
     fn wait(&mut self) {
         let deadline = Instant::now() + STARTS_WITHIN;
         while self.request("GET", "/.well-known/openid-configuration", "").is_none() {
-            let log =
-                || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-            assert!(
-                self.process.try_wait().expect("a child").is_none(),
-                "nanoidp ended: {}",
-                log()
-            );
+            let log = || std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            assert!(self.process.try_wait().expect("a child").is_none(), "nanoidp ended: {}", log());
             assert!(Instant::now() < deadline, "nanoidp does not answer: {}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -77,11 +72,7 @@ impl NanoIdp {
 
     /// The answer's JSON; `None` unless it is 200.
     fn request(&self, method: &str, path: &str, form: &str) -> Option<Value> {
-        let kind = if form.starts_with('{') {
-            "application/json"
-        } else {
-            "application/x-www-form-urlencoded"
-        };
+        let kind = if form.starts_with('{') { "application/json" } else { "application/x-www-form-urlencoded" };
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         stream.set_read_timeout(Some(STARTS_WITHIN)).ok()?;
         // RFC 7617: agents:agents-secret.
@@ -142,15 +133,11 @@ fn in_seconds(seconds: u64) -> Moment {
 #[tokio::test]
 async fn a_token_of_a_real_provider_is_verified_with_its_groups() {
     let provider = NanoIdp::start();
-    let issuer =
-        provider.issuer(|settings| settings.token.groups = vec!["/groups".into(), "/roles".into()]);
+    let issuer = provider.issuer(|settings| settings.token.groups = vec!["/groups".into(), "/roles".into()]);
     let (access, id) = provider.tokens();
     let verified = issuer.verify(&access, now()).await.expect("good");
     let identity = verified.into_identity("claude".into(), Some("agent-7")).expect("the subject");
-    assert_eq!(
-        (&*identity.subject.issuer, &*identity.subject.subject),
-        (&*provider.url(), "agent-7")
-    );
+    assert_eq!((&*identity.subject.issuer, &*identity.subject.subject), (&*provider.url(), "agent-7"));
     let groups: Vec<_> = identity.groups.iter().map(|group| &*group.0).collect();
     assert_eq!(groups, ["corp/USER", "corp/developers", "corp/oncall"]);
     assert!(identity.token_id.is_some_and(|id| !id.is_empty()));
@@ -171,8 +158,7 @@ async fn a_real_token_expires_and_holds_for_its_issuer_alone() {
     assert!(error.starts_with("the token has expired"), "{error}");
     // The same provider by another of its names is another issuer.
     let by_name = format!("http://localhost:{}", provider.port);
-    let other = Issuer::new(IssuerSettings::new(TokenSettings::new("corp", &by_name, "weir")))
-        .expect("settings");
+    let other = Issuer::new(IssuerSettings::new(TokenSettings::new("corp", &by_name, "weir"))).expect("settings");
     let error = other.verify(&access, now()).await.unwrap_err().to_string();
     assert!(error.contains("is the discovery document of another issuer"), "{error}");
 }
@@ -210,10 +196,7 @@ fn program() -> PathBuf {
 fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "nanoidp, a provider for tests, cannot be installed: {command:?}: {errors}"
-    );
+    assert!(output.status.success(), "nanoidp, a provider for tests, cannot be installed: {command:?}: {errors}");
 }
 
 /// A port that nobody has now.

@@ -52,12 +52,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn json(body: &Value) -> Self {
-        Self {
-            status: "200 OK",
-            header: String::new(),
-            body: body.to_string().into(),
-            delay: Duration::ZERO,
-        }
+        Self { status: "200 OK", header: String::new(), body: body.to_string().into(), delay: Duration::ZERO }
     }
 }
 
@@ -93,8 +88,7 @@ impl Provider {
     async fn start(tls: Option<TlsAcceptor>, host: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let url =
-            format!("{scheme}://{host}:{}", listener.local_addr().expect("an address").port());
+        let url = format!("{scheme}://{host}:{}", listener.local_addr().expect("an address").port());
         let shared = Arc::new(Shared::default());
         let serving = Arc::clone(&shared);
         let task = tokio::spawn(async move {
@@ -195,10 +189,7 @@ pub(crate) struct TestClock(Arc<Mutex<Moment>>);
 
 impl TestClock {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Moment {
-            wall: SystemTime::now(),
-            boot: Duration::from_secs(1000),
-        })))
+        Self(Arc::new(Mutex::new(Moment { wall: SystemTime::now(), boot: Duration::from_secs(1000) })))
     }
 
     pub(crate) fn advance(&self, by: Duration) {

@@ -6,8 +6,7 @@ use std::{
 };
 
 use gateway_daemon::identity::{
-    CgroupId, Enrolment, Group, Identity, Registry, RegistryError, Run, RunId, Standing, Subject,
-    clock::Clock as _,
+    CgroupId, Enrolment, Group, Identity, Registry, RegistryError, Run, RunId, Standing, Subject, clock::Clock as _,
 };
 use tempfile::TempDir;
 
@@ -26,8 +25,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let (folder, clock) = (tempfile::tempdir().expect("a folder"), TestClock::new());
-        let registry =
-            Registry::open_with_clock(folder.path(), Arc::new(clock.clone())).expect("opens");
+        let registry = Registry::open_with_clock(folder.path(), Arc::new(clock.clone())).expect("opens");
         Self { registry, clock, folder }
     }
 
@@ -35,18 +33,11 @@ impl Bench {
     fn restart(self) -> Self {
         let Self { registry, clock, folder } = self;
         drop(registry);
-        let registry =
-            Registry::open_with_clock(folder.path(), Arc::new(clock.clone())).expect("opens");
+        let registry = Registry::open_with_clock(folder.path(), Arc::new(clock.clone())).expect("opens");
         Self { registry, clock, folder }
     }
 
-    fn enrol(
-        &self,
-        agent: &str,
-        subject: &str,
-        uid: u32,
-        cgroup: u64,
-    ) -> Result<Arc<Run>, RegistryError> {
+    fn enrol(&self, agent: &str, subject: &str, uid: u32, cgroup: u64) -> Result<Arc<Run>, RegistryError> {
         self.registry.enrol(Enrolment {
             id: self.registry.next_run_id(),
             uid,
@@ -107,10 +98,7 @@ async fn one_uid_has_one_subject_at_a_time() {
     bench.enrol("codex", "agent-8", 2001, 44).expect("another uid");
     // An expired run's processes still live.
     bench.clock.advance(2 * HOUR);
-    assert!(matches!(
-        bench.enrol("codex", "agent-8", 2000, 45),
-        Err(RegistryError::UidTaken { .. })
-    ));
+    assert!(matches!(bench.enrol("codex", "agent-8", 2000, 45), Err(RegistryError::UidTaken { .. })));
     for run in bench.registry.list() {
         bench.registry.end(run.id).expect("ended");
     }
@@ -124,8 +112,7 @@ async fn the_same_subject_of_another_issuer_is_another_subject() {
     let mut identity = bench.identity("claude", "agent-7");
     identity.subject.issuer = "https://other.example".into();
     let id = bench.registry.next_run_id();
-    let enrolment =
-        Enrolment { id, uid: 2000, cgroup: CgroupId(42), starter: 0, token_file: None, identity };
+    let enrolment = Enrolment { id, uid: 2000, cgroup: CgroupId(42), starter: 0, token_file: None, identity };
     assert!(matches!(bench.registry.enrol(enrolment), Err(RegistryError::UidTaken { .. })));
 }
 
@@ -136,8 +123,7 @@ async fn root_and_ended_identities_are_not_enrolled() {
     let mut identity = bench.identity("claude", "agent-7");
     identity.expires = bench.clock.now().wall;
     let id = bench.registry.next_run_id();
-    let enrolment =
-        Enrolment { id, uid: 2000, cgroup: CgroupId(41), starter: 0, token_file: None, identity };
+    let enrolment = Enrolment { id, uid: 2000, cgroup: CgroupId(41), starter: 0, token_file: None, identity };
     assert!(matches!(bench.registry.enrol(enrolment), Err(RegistryError::Expired)));
     assert!(bench.registry.list().is_empty());
 }
@@ -204,18 +190,9 @@ async fn a_new_token_of_the_same_subject_renews_and_no_other_does() {
     bench.clock.advance(2 * HOUR);
     assert!(!is_valid(&run));
     let (registry, other) = (&bench.registry, |agent, subject| bench.identity(agent, subject));
-    assert!(matches!(
-        registry.refresh(run.id, other("claude", "agent-8")),
-        Err(RegistryError::OtherSubject { .. })
-    ));
-    assert!(matches!(
-        registry.refresh(run.id, other("codex", "agent-7")),
-        Err(RegistryError::OtherSubject { .. })
-    ));
-    assert!(matches!(
-        registry.refresh_agent(&other("claude", "x")),
-        Err(RegistryError::NoRunForSubject { .. })
-    ));
+    assert!(matches!(registry.refresh(run.id, other("claude", "agent-8")), Err(RegistryError::OtherSubject { .. })));
+    assert!(matches!(registry.refresh(run.id, other("codex", "agent-7")), Err(RegistryError::OtherSubject { .. })));
+    assert!(matches!(registry.refresh_agent(&other("claude", "x")), Err(RegistryError::NoRunForSubject { .. })));
     let ended = identity("claude", "agent-7", bench.clock.now().wall);
     assert!(matches!(registry.refresh(run.id, ended), Err(RegistryError::Expired)));
     assert!(!is_valid(&run));
@@ -223,17 +200,13 @@ async fn a_new_token_of_the_same_subject_renews_and_no_other_does() {
     assert!(is_valid(&run));
     assert_eq!(registry.refresh_agent(&other("claude", "agent-7")).expect("refreshed"), [run.id]);
     registry.end(run.id).expect("ended");
-    assert!(matches!(
-        registry.refresh(run.id, other("claude", "agent-7")),
-        Err(RegistryError::NoRun { .. })
-    ));
+    assert!(matches!(registry.refresh(run.id, other("claude", "agent-7")), Err(RegistryError::NoRun { .. })));
 }
 
 #[tokio::test]
 async fn a_freeze_holds_at_once_for_all_runs_and_is_not_melted_by_a_token() {
     let bench = Bench::new();
-    let runs =
-        [41, 42].map(|cgroup| bench.enrol("claude", "agent-7", 2000, cgroup).expect("enrolled"));
+    let runs = [41, 42].map(|cgroup| bench.enrol("claude", "agent-7", 2000, cgroup).expect("enrolled"));
     let other = bench.enrol("codex", "agent-8", 2001, 43).expect("enrolled");
     let mut listener = runs[1].subscribe();
     listener.mark_unchanged();
@@ -244,10 +217,7 @@ async fn a_freeze_holds_at_once_for_all_runs_and_is_not_melted_by_a_token() {
     }
     assert!(is_valid(&other));
     let error = bench.enrol("claude", "agent-7", 2000, 44).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "agent `claude` was frozen by root; `weir agent thaw claude` ends that"
-    );
+    assert_eq!(error.to_string(), "agent `claude` was frozen by root; `weir agent thaw claude` ends that");
     bench.registry.refresh(runs[0].id, bench.identity("claude", "agent-7")).expect("refreshed");
     assert!(matches!(runs[0].standing_now(), Standing::Frozen(_)));
     bench.registry.freeze("claude", "uid 1000").expect("frozen already");
@@ -288,17 +258,11 @@ async fn a_restart_keeps_the_run_the_uid_and_the_freeze_but_no_identity() {
 
     let bench = bench.restart();
     let adopted = bench.registry.by_cgroup(CgroupId(41)).expect("the run");
-    assert_eq!(
-        (adopted.id, &*adopted.agent, adopted.uid, adopted.starter),
-        (run, "claude", 2000, 1000)
-    );
+    assert_eq!((adopted.id, &*adopted.agent, adopted.uid, adopted.starter), (run, "claude", 2000, 1000));
     assert_eq!(adopted.token_file.as_deref(), Some("/home/alice/token".as_ref()));
     assert_eq!(adopted.standing_now(), Standing::Unidentified);
     assert!(bench.registry.run(gone).is_none());
-    assert!(matches!(
-        bench.enrol("codex", "agent-8", 2000, 43),
-        Err(RegistryError::UidTaken { .. })
-    ));
+    assert!(matches!(bench.enrol("codex", "agent-8", 2000, 43), Err(RegistryError::UidTaken { .. })));
     assert!(matches!(bench.enrol("aider", "agent-9", 2002, 44), Err(RegistryError::Frozen { .. })));
     let other = bench.registry.refresh(run, bench.identity("claude", "agent-8"));
     assert!(matches!(other, Err(RegistryError::OtherSubject { .. })));
@@ -310,11 +274,7 @@ async fn a_restart_keeps_the_run_the_uid_and_the_freeze_but_no_identity() {
     let bench = bench.restart();
     assert!(matches!(bench.registry.list()[0].standing_now(), Standing::Frozen(_)));
     bench.registry.thaw("claude").expect("thawed");
-    assert_eq!(
-        bench.registry.list()[0].standing_now(),
-        Standing::Unidentified,
-        "thawing identifies nobody"
-    );
+    assert_eq!(bench.registry.list()[0].standing_now(), Standing::Unidentified, "thawing identifies nobody");
 }
 
 #[tokio::test]
@@ -347,12 +307,9 @@ async fn what_is_kept_holds_no_token_and_nobody_else_reads_it() {
 async fn a_damaged_file_keeps_the_daemon_from_starting() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("agents.json");
-    for text in [
-        "",
-        "{",
-        r#"{"version":2,"boot_id":"x","frozen":[],"runs":[]}"#,
-        r#"{"version":1,"boot_id":"x","frozen":[]}"#,
-    ] {
+    for text in
+        ["", "{", r#"{"version":2,"boot_id":"x","frozen":[],"runs":[]}"#, r#"{"version":1,"boot_id":"x","frozen":[]}"#]
+    {
         std::fs::write(&file, text).expect("written");
         let error = Registry::open(folder.path()).err().expect("refused").to_string();
         assert!(error.contains("who was frozen is not known"), "{text}: {error}");
@@ -380,9 +337,7 @@ async fn run_ids_are_in_order_and_read_back() {
     let ids: Vec<RunId> = (0..100).map(|_| bench.registry.next_run_id()).collect();
     assert!(ids.is_sorted_by(|a, b| a < b && a.to_string() < b.to_string()));
     assert_eq!(ids[0].to_string().parse(), Ok(ids[0]));
-    for text in
-        ["", "1", "+00000000000000f", "00065D0000000000", "00065d00000000000", "../../../../etc"]
-    {
+    for text in ["", "1", "+00000000000000f", "00065D0000000000", "00065d00000000000", "../../../../etc"] {
         assert!(text.parse::<RunId>().is_err(), "{text}");
     }
 }
@@ -392,8 +347,7 @@ async fn a_freeze_is_never_lost_among_refreshes() {
     let bench = Bench::new();
     let run = bench.enrol("claude", "agent-7", 2000, 41).expect("enrolled");
     for round in 0..50 {
-        let (registry, id, identity) =
-            (Arc::clone(&bench.registry), run.id, bench.identity("claude", "agent-7"));
+        let (registry, id, identity) = (Arc::clone(&bench.registry), run.id, bench.identity("claude", "agent-7"));
         let refreshing = tokio::spawn(async move {
             for _ in 0..20 {
                 registry.refresh(id, identity.clone()).expect("refreshed");

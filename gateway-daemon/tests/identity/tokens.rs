@@ -2,9 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use gateway_daemon::identity::token::{
-    Algorithm, KeySet, TokenError, TokenRules, TokenSettings, Unverified, Verified,
-};
+use gateway_daemon::identity::token::{Algorithm, KeySet, TokenError, TokenRules, TokenSettings, Unverified, Verified};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
@@ -13,6 +11,9 @@ use crate::keys::{ED25519, Key, OTHER_RSA, P256, P384, RSA, base64};
 pub(crate) const ISSUER: &str = "https://idp.example/realms/corp";
 /// The time of these tests, in seconds since 1970.
 pub(crate) const NOW: u64 = 1_800_000_000;
+
+/// [`NOW`], for times between two seconds.
+pub(crate) const NOW_AS_FRACTION: f64 = 1_800_000_000.0;
 
 pub(crate) fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(NOW)
@@ -113,6 +114,12 @@ pub(crate) fn claims_without_and(name: &str, more: &str) -> String {
     with_payload_text(&format!("{},{more}}}", &text[..text.len() - 1]))
 }
 
+/// The text of good claims, one of which has this text as its value.
+pub(crate) fn good_claims_with_text(name: &str, value: &str) -> String {
+    let text = claims(name, Value::Null).to_string();
+    format!("{},\"{name}\":{value}}}", &text[..text.len() - 1])
+}
+
 pub(crate) fn good() -> String {
     RSA.token("RS256", &good_claims())
 }
@@ -127,10 +134,7 @@ pub(crate) fn with_parts(change: impl FnOnce(&mut [String; 3])) -> String {
 }
 
 /// Each token is refused with exactly this message, and no message shows any of the token.
-pub(crate) fn refused<'a>(
-    rules: &TokenRules,
-    table: impl IntoIterator<Item = (&'a str, String, &'a str)>,
-) {
+pub(crate) fn refused<'a>(rules: &TokenRules, table: impl IntoIterator<Item = (&'a str, String, &'a str)>) {
     refused_with(rules, "", table);
 }
 
@@ -149,9 +153,7 @@ pub(crate) fn refused_with<'a>(
                     faults.push(format!("{what}: {found}"));
                 }
                 let shown = format!("{found} {error:?}");
-                if token.split('.').any(|part| part.len() > 8 && shown.contains(part))
-                    || shown.contains("evil")
-                {
+                if token.split('.').any(|part| part.len() > 8 && shown.contains(part)) || shown.contains("evil") {
                     faults.push(format!("{what}: shows the token"));
                 }
             }

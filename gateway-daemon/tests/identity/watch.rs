@@ -81,24 +81,18 @@ fn a_token_file_is_a_plain_file_that_nobody_else_writes() {
     assert_eq!(fault(folder.path()), "token file `FILE` is not a regular file");
     assert_eq!(fault(Path::new("/dev/zero")), "token file `FILE` is not a regular file");
     let pipe = folder.path().join("pipe");
-    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
-        .expect("a pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
     assert_eq!(fault(&pipe), "token file `FILE` is not a regular file");
-    assert_eq!(
-        fault(&folder.path().join("none")),
-        "token file `FILE`: No such file or directory (os error 2)"
-    );
+    assert_eq!(fault(&folder.path().join("none")), "token file `FILE`: No such file or directory (os error 2)");
     for mode in [0o620, 0o602, 0o666] {
         let path = file_of(folder.path(), "writable", ALICE, mode, b"a.b.c");
-        let expected = format!(
-            "token file `FILE` can be written by its group or by others (mode {mode:04o}); `chmod go-w` it"
-        );
+        let expected =
+            format!("token file `FILE` can be written by its group or by others (mode {mode:04o}); `chmod go-w` it");
         assert_eq!(fault(&path), expected);
     }
     let long = file_of(folder.path(), "long", ALICE, 0o600, &vec![b'a'; 1 << 20]);
     assert_eq!(fault(&long), "token file `FILE` is longer than 16384 bytes");
-    let full =
-        file_of(folder.path(), "full", ALICE, 0o600, &[&[b'a'; 16_384][..], b"\r\n"].concat());
+    let full = file_of(folder.path(), "full", ALICE, 0o600, &[&[b'a'; 16_384][..], b"\r\n"].concat());
     assert_eq!(read(&full, NamedBy::Starter).map(|token| token.len()), Ok(16_384));
     let binary = file_of(folder.path(), "binary", ALICE, 0o600, b"\xff\xfe");
     assert_eq!(fault(&binary), "token file `FILE` is not text");
@@ -126,8 +120,7 @@ impl Bench {
         let (folder, clock) = (tempfile::tempdir().expect("a folder"), TestClock::new());
         let provider = Provider::with(&[&P256]).await;
         let issuer = Arc::new(Issuer::new(provider.settings()).expect("settings"));
-        let registry =
-            Registry::open_with_clock(folder.path(), Arc::new(clock.clone())).expect("opens");
+        let registry = Registry::open_with_clock(folder.path(), Arc::new(clock.clone())).expect("opens");
         let path = folder.path().join("token");
         let file = TokenFile { path, named_by: NamedBy::Configuration, starter: ALICE };
         write(&file, &P256.token("ES256", &provider.claims(clock.now())));
@@ -207,16 +200,11 @@ async fn a_renewed_file_renews_its_run_and_a_bad_one_changes_nothing() {
     let News::Renewed { run, .. } = bench.next().await else { panic!("renewed") };
     assert_eq!(run, bench.run.id);
     bench.clock.advance(Duration::from_secs(3000));
-    let Standing::Valid(identity) = bench.run.standing_now() else {
-        panic!("longer than the first token")
-    };
+    let Standing::Valid(identity) = bench.run.standing_now() else { panic!("longer than the first token") };
     assert_eq!(&*identity.groups[0].0, "corp/operators");
 
     bench.registry.end(bench.run.id).expect("ended");
-    tokio::time::timeout(SOON, watch)
-        .await
-        .expect("the watch ends with its run")
-        .expect("no panic");
+    tokio::time::timeout(SOON, watch).await.expect("the watch ends with its run").expect("no panic");
 }
 
 #[tokio::test]
@@ -248,8 +236,7 @@ async fn one_fault_is_told_once_and_what_holds_later_is_taken_later() {
 #[tokio::test]
 async fn after_a_restart_the_file_identifies_the_run_again() {
     let mut bench = Bench::new().await;
-    bench.registry = Registry::open_with_clock(bench.folder.path(), Arc::new(bench.clock.clone()))
-        .expect("opens");
+    bench.registry = Registry::open_with_clock(bench.folder.path(), Arc::new(bench.clock.clone())).expect("opens");
     bench.run = bench.registry.by_cgroup(CgroupId(41)).expect("adopted");
     assert_eq!(bench.run.standing_now(), Standing::Unidentified);
     let _watch = bench.watch();

@@ -150,9 +150,7 @@ pub enum IssuerError {
         fault: &'static str,
     },
     /// The document is another issuer's (`OpenID` Connect Discovery section 4.3).
-    #[error(
-        "`{url}` is the discovery document of another issuer: its `issuer` is not exactly `{expected}`"
-    )]
+    #[error("`{url}` is the discovery document of another issuer: its `issuer` is not exactly `{expected}`")]
     OtherIssuer {
         /// What was asked for.
         url: Arc<str>,
@@ -185,9 +183,7 @@ pub enum IssuerError {
         last: Arc<IssuerError>,
     },
     /// The keys at hand are too old to be believed.
-    #[error(
-        "those at hand are older than {limit_seconds} s (`stale_window`), and newer ones: {last}"
-    )]
+    #[error("those at hand are older than {limit_seconds} s (`stale_window`), and newer ones: {last}")]
     Stale {
         /// The stale window.
         limit_seconds: u64,
@@ -196,9 +192,7 @@ pub enum IssuerError {
         last: Arc<IssuerError>,
     },
     /// Keys were fetched a moment ago and did not have the token's; asked again later.
-    #[error(
-        "the token's `kid` is unknown and the keys were asked for a moment ago; asked again in {in_seconds} s"
-    )]
+    #[error("the token's `kid` is unknown and the keys were asked for a moment ago; asked again in {in_seconds} s")]
     RecentlyFetched {
         /// Until the next attempt is made.
         in_seconds: u64,

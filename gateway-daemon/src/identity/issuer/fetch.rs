@@ -107,10 +107,7 @@ impl Url {
         }
         // RFC 6761 section 6.3: the name means loopback, whatever a resolver says.
         if self.host.eq_ignore_ascii_case("localhost") {
-            return Ok(vec![
-                (Ipv4Addr::LOCALHOST, self.port).into(),
-                (Ipv6Addr::LOCALHOST, self.port).into(),
-            ]);
+            return Ok(vec![(Ipv4Addr::LOCALHOST, self.port).into(), (Ipv6Addr::LOCALHOST, self.port).into()]);
         }
         match tokio::net::lookup_host((self.host.as_str(), self.port)).await {
             Ok(found) => Ok(found.take(MAX_ADDRESSES).collect()),
@@ -121,8 +118,7 @@ impl Url {
 
 /// Whether a host in a URL means this machine without asking anyone.
 fn names_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// A document, and how long its server lets it be kept.
@@ -164,14 +160,12 @@ impl Client {
         match url.scheme {
             Scheme::Http => ask(url, tcp).await,
             Scheme::Https => {
-                let name =
-                    ServerName::try_from(url.host.clone()).map_err(|error| FetchError::Tls {
-                        host: url.host.clone(),
-                        source: io::Error::new(io::ErrorKind::InvalidInput, error),
-                    })?;
+                let name = ServerName::try_from(url.host.clone()).map_err(|error| FetchError::Tls {
+                    host: url.host.clone(),
+                    source: io::Error::new(io::ErrorKind::InvalidInput, error),
+                })?;
                 let tls = self.tls.connect(name, tcp).await;
-                ask(url, tls.map_err(|source| FetchError::Tls { host: url.host.clone(), source })?)
-                    .await
+                ask(url, tls.map_err(|source| FetchError::Tls { host: url.host.clone(), source })?).await
             }
         }
     }
@@ -188,10 +182,7 @@ async fn connect(url: &Url) -> Result<TcpStream, FetchError> {
     Err(FetchError::Connect { host: url.host.clone(), source })
 }
 
-async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    url: &Url,
-    io: S,
-) -> Result<Document, FetchError> {
+async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(url: &Url, io: S) -> Result<Document, FetchError> {
     let broken = |source| FetchError::Http { host: url.host.clone(), source };
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(MAX_HEAD)
@@ -235,11 +226,8 @@ async fn read(url: &Url, response: Response<Incoming>) -> Result<Document, Fetch
 /// `Cache-Control` (RFC 9111 section 5.2.2), as far as it says how long.
 fn max_age(headers: &HeaderMap) -> Option<Duration> {
     let mut found = None;
-    for directive in headers
-        .get_all(header::CACHE_CONTROL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|v| v.split(','))
+    for directive in
+        headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','))
     {
         let (name, value) = directive.trim().split_once('=').unwrap_or((directive.trim(), ""));
         if name.eq_ignore_ascii_case("no-store") || name.eq_ignore_ascii_case("no-cache") {
@@ -255,9 +243,7 @@ fn max_age(headers: &HeaderMap) -> Option<Duration> {
 fn roots_of_file(path: &Path) -> Result<RootCertStore, SettingsError> {
     let fail = |reason: String| SettingsError::CaFile { path: path.to_owned(), reason };
     let mut roots = RootCertStore::empty();
-    for certificate in
-        CertificateDer::pem_file_iter(path).map_err(|error| fail(error.to_string()))?
-    {
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fail(error.to_string()))? {
         let certificate = certificate.map_err(|error| fail(error.to_string()))?;
         roots.add(certificate).map_err(|error| fail(error.to_string()))?;
     }
@@ -269,8 +255,7 @@ fn system_roots() -> Result<RootCertStore, SettingsError> {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
-        let reason =
-            found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
+        let reason = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
         return Err(SettingsError::SystemRoots { reason });
     }
     Ok(roots)
@@ -324,15 +309,9 @@ mod tests {
     #[test]
     fn cache_control_is_read() {
         let max_age_of = |value: &'static str| {
-            max_age(&HeaderMap::from_iter([(
-                header::CACHE_CONTROL,
-                header::HeaderValue::from_static(value),
-            )]))
+            max_age(&HeaderMap::from_iter([(header::CACHE_CONTROL, header::HeaderValue::from_static(value))]))
         };
-        assert_eq!(
-            max_age_of("public, max-age=900, must-revalidate"),
-            Some(Duration::from_secs(900))
-        );
+        assert_eq!(max_age_of("public, max-age=900, must-revalidate"), Some(Duration::from_secs(900)));
         assert_eq!(max_age_of("Max-Age=\"60\""), Some(Duration::from_secs(60)));
         assert_eq!(max_age_of("max-age=900, no-store"), Some(Duration::ZERO));
         assert_eq!(max_age_of("no-cache"), Some(Duration::ZERO));

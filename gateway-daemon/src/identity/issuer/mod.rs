@@ -131,9 +131,7 @@ impl Issuer {
         if let Some(fetched) = self.at_hand(kid, now) {
             return Ok(fetched);
         }
-        if let Some(recent) =
-            last.as_ref().filter(|last| now.boot < last.at.saturating_add(self.refetch_interval))
-        {
+        if let Some(recent) = last.as_ref().filter(|last| now.boot < last.at.saturating_add(self.refetch_interval)) {
             return self.without_asking(recent, kid, now);
         }
         let outcome = self.fetch(now).await.map_err(Arc::new);
@@ -145,12 +143,7 @@ impl Issuer {
     }
 
     /// What there is when the last attempt was a moment ago.
-    fn without_asking(
-        &self,
-        recent: &Attempt,
-        kid: &str,
-        now: Moment,
-    ) -> Result<Arc<Fetched>, Arc<IssuerError>> {
+    fn without_asking(&self, recent: &Attempt, kid: &str, now: Moment) -> Result<Arc<Fetched>, Arc<IssuerError>> {
         let next = recent.at.saturating_add(self.refetch_interval).saturating_sub(now.boot);
         let in_seconds = next.as_secs().saturating_add(1);
         let error = match &recent.failure {
@@ -169,10 +162,7 @@ impl Issuer {
     ) -> Result<Arc<Fetched>, Arc<IssuerError>> {
         match self.keys.load_full() {
             Some(fetched) if now.boot >= fetched.at.saturating_add(self.stale_window) => {
-                Err(Arc::new(IssuerError::Stale {
-                    limit_seconds: self.stale_window.as_secs(),
-                    last: error,
-                }))
+                Err(Arc::new(IssuerError::Stale { limit_seconds: self.stale_window.as_secs(), last: error }))
             }
             Some(fetched) if fetched.keys.knows(kid) => Ok(fetched),
             Some(_) | None => Err(error),
@@ -181,9 +171,7 @@ impl Issuer {
 
     /// Keys that are fresh and know `kid`.
     fn at_hand(&self, kid: &str, now: Moment) -> Option<Arc<Fetched>> {
-        self.keys
-            .load_full()
-            .filter(|fetched| now.boot < fetched.fresh_until && fetched.keys.knows(kid))
+        self.keys.load_full().filter(|fetched| now.boot < fetched.fresh_until && fetched.keys.knows(kid))
     }
 
     /// Asks for both documents anew: a provider that moves its keys says so in the first.
@@ -195,8 +183,8 @@ impl Issuer {
         let discovery = self.client.get(&self.discovery).await.map_err(failed(&self.discovery))?;
         let keys_url = self.read_discovery(&discovery.body)?;
         let document = self.client.get(&keys_url).await.map_err(failed(&keys_url))?;
-        let keys = KeySet::parse(&document.body)
-            .map_err(|fault| IssuerError::KeySet { url: keys_url.text(), fault })?;
+        let keys =
+            KeySet::parse(&document.body).map_err(|fault| IssuerError::KeySet { url: keys_url.text(), fault })?;
         let (least, most) = KEEP;
         // Stale keys are never fresh.
         let keep = document.max_age.unwrap_or(most).clamp(least, most).min(self.stale_window);
@@ -223,9 +211,7 @@ impl Issuer {
         let keys_url = Url::parse(keys_url).map_err(refused)?;
         match (self.discovery.scheme(), keys_url.scheme()) {
             (Scheme::Https, Scheme::Http) => Err(refused(UrlError::Downgrade)),
-            (Scheme::Https | Scheme::Http, Scheme::Https) | (Scheme::Http, Scheme::Http) => {
-                Ok(keys_url)
-            }
+            (Scheme::Https | Scheme::Http, Scheme::Https) | (Scheme::Http, Scheme::Http) => Ok(keys_url),
         }
     }
 }
@@ -235,8 +221,5 @@ fn discovery_url(issuer: &str) -> Result<Url, UrlError> {
     if Url::parse(issuer)?.has_query() {
         return Err(UrlError::QueryOrFragment);
     }
-    Url::parse(&format!(
-        "{}/.well-known/openid-configuration",
-        issuer.strip_suffix('/').unwrap_or(issuer)
-    ))
+    Url::parse(&format!("{}/.well-known/openid-configuration", issuer.strip_suffix('/').unwrap_or(issuer)))
 }

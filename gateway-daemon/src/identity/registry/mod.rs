@@ -155,10 +155,7 @@ impl Registry {
     ///
     /// # Errors
     /// See there.
-    pub fn open_with_clock(
-        state_dir: &Path,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Arc<Self>, RegistryError> {
+    pub fn open_with_clock(state_dir: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, RegistryError> {
         let book = Book::open(state_dir, &clock)?;
         let by_cgroup = book.runs.values().map(|run| (run.cgroup, Arc::clone(run))).collect();
         let last_id = book.runs.keys().next_back().map_or(0, |id| id.count());
@@ -177,9 +174,7 @@ impl Registry {
     pub fn next_run_id(&self) -> RunId {
         let now = millis(self.clock.now().wall).saturating_mul(1000);
         let next = |last: u64| now.max(last.saturating_add(1));
-        let last = self
-            .last_id
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+        let last = self.last_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
         RunId::from_count(next(last.unwrap_or_else(|last| last)))
     }
 
@@ -202,19 +197,12 @@ impl Registry {
         if let Some(run) = book.runs.values().find(|run| run.cgroup == cgroup || run.id == id) {
             return Err(RegistryError::CgroupTaken { cgroup, run: run.id });
         }
-        if let Some(run) =
-            book.runs.values().find(|run| run.uid == uid && run.subject != identity.subject)
-        {
-            return Err(RegistryError::UidTaken {
-                uid,
-                other: Arc::clone(&run.agent),
-                run: run.id,
-            });
+        if let Some(run) = book.runs.values().find(|run| run.uid == uid && run.subject != identity.subject) {
+            return Err(RegistryError::UidTaken { uid, other: Arc::clone(&run.agent), run: run.id });
         }
         let subject = identity.subject.clone();
         let lease = Lease::new(identity, now).ok_or(RegistryError::Expired)?;
-        let parts =
-            Parts { id, agent, uid, cgroup, subject, starter, started: now.wall, token_file };
+        let parts = Parts { id, agent, uid, cgroup, subject, starter, started: now.wall, token_file };
         let life = Life { identity: Some(lease), frozen: None, ended: false };
         let run = Arc::new(Run::new(parts, Arc::clone(&self.clock), life));
         book.runs.insert(id, Arc::clone(&run));
@@ -244,11 +232,7 @@ impl Registry {
 
     /// The frozen agents.
     pub fn frozen(&self) -> Vec<(Arc<str>, Freeze)> {
-        self.book()
-            .frozen
-            .iter()
-            .map(|(agent, freeze)| (Arc::clone(agent), freeze.clone()))
-            .collect()
+        self.book().frozen.iter().map(|(agent, freeze)| (Arc::clone(agent), freeze.clone())).collect()
     }
 
     /// Gives a run a new identity of the same agent and subject. A frozen run stays frozen.
@@ -305,10 +289,8 @@ impl Registry {
     /// When the agent is not frozen or the file cannot be written; then it stays frozen.
     pub fn thaw(&self, agent: &str) -> Result<(), RegistryError> {
         let mut book = self.book();
-        let (agent, freeze) = book
-            .frozen
-            .remove_entry(agent)
-            .ok_or_else(|| RegistryError::NotFrozen { agent: agent.into() })?;
+        let (agent, freeze) =
+            book.frozen.remove_entry(agent).ok_or_else(|| RegistryError::NotFrozen { agent: agent.into() })?;
         if let Err(error) = book.store() {
             book.frozen.insert(agent, freeze);
             return Err(error.into());
@@ -351,8 +333,7 @@ impl Registry {
     }
 
     fn republish(&self, book: &Book) {
-        self.by_cgroup
-            .store(Arc::new(book.runs.values().map(|run| (run.cgroup, Arc::clone(run))).collect()));
+        self.by_cgroup.store(Arc::new(book.runs.values().map(|run| (run.cgroup, Arc::clone(run))).collect()));
     }
 
     /// Tells of what has expired, and says when to look again.
@@ -397,8 +378,7 @@ impl Book {
     }
 
     fn adopt(&mut self, known: KnownRun, clock: &Arc<dyn Clock>) {
-        let KnownRun { id, agent, uid, cgroup, issuer, subject, starter, started_ms, token_file } =
-            known;
+        let KnownRun { id, agent, uid, cgroup, issuer, subject, starter, started_ms, token_file } = known;
         let agent: Arc<str> = agent.into();
         let life = Life { identity: None, frozen: self.frozen.get(&agent).cloned(), ended: false };
         let subject = Subject { issuer: issuer.into(), subject: subject.into() };
@@ -429,8 +409,7 @@ impl Book {
 }
 
 fn millis(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn at_millis(millis: u64) -> SystemTime {

@@ -50,8 +50,7 @@ impl FromStr for RunId {
     type Err = RunIdError;
 
     fn from_str(text: &str) -> Result<Self, RunIdError> {
-        let well_formed =
-            text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let well_formed = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let count = if well_formed { u64::from_str_radix(text, 16).ok() } else { None };
         count.map(Self).ok_or(RunIdError)
     }
@@ -100,6 +99,17 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// What to do about it, for the agent and those who read its errors; `None` when there is nothing.
+    pub const fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Expired { .. } | Self::Unidentified => {
+                Some("renew the run's token file, or run `weir agent refresh` with a new token for the same subject")
+            }
+            Self::Frozen(_) => Some("ask whoever froze the agent; `weir agent thaw` ends it"),
+            Self::Valid(_) | Self::Ended => None,
+        }
+    }
+
     /// The SHA-256 of the token in force, if one is.
     pub fn token_sha256(&self) -> Option<[u8; 32]> {
         match self {
@@ -121,9 +131,7 @@ impl fmt::Display for Standing {
                 }
             }
             Self::Frozen(freeze) => write!(f, "the agent was frozen by {}", freeze.by),
-            Self::Unidentified => {
-                f.write_str("the run has no identity since the daemon was restarted")
-            }
+            Self::Unidentified => f.write_str("the run has no identity since the daemon was restarted"),
             Self::Ended => f.write_str("the run has ended"),
         }
     }
@@ -184,20 +192,7 @@ impl Run {
         let Parts { id, agent, uid, cgroup, subject, starter, started, token_file } = parts;
         let (standing, _) = watch::channel(life.standing(clock.now()));
         let (pid, life) = (OnceLock::new(), RwLock::new(life));
-        Self {
-            id,
-            agent,
-            uid,
-            cgroup,
-            subject,
-            starter,
-            started,
-            token_file,
-            pid,
-            clock,
-            life,
-            standing,
-        }
+        Self { id, agent, uid, cgroup, subject, starter, started, token_file, pid, clock, life, standing }
     }
 
     /// Whether it may act, now: compares the clocks itself, and so holds even if no timer ever fires.

@@ -120,9 +120,7 @@ impl StateFile {
         };
         match serde_json::from_slice::<State>(&text) {
             Ok(state) if state.version == VERSION => Ok(Some(state)),
-            Ok(state) => {
-                Err(StateError::Damaged { path, reason: format!("version {}", state.version) })
-            }
+            Ok(state) => Err(StateError::Damaged { path, reason: format!("version {}", state.version) }),
             Err(error) => Err(StateError::Damaged { path, reason: error.to_string() }),
         }
     }
@@ -135,8 +133,7 @@ impl StateFile {
 
     fn replace(&self, path: &Path, state: &State) -> io::Result<()> {
         let new = self.dir.join(format!("{FILE}.new"));
-        let mut file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec_pretty(state)?)?;
         file.sync_all()?;
         std::fs::rename(&new, path)?;

@@ -8,8 +8,8 @@ use std::{
 use serde_json::{Map, Number, Value};
 
 use super::{
-    MAX_ACTOR_LEN, MAX_SUBJECT_LEN, MAX_TOKEN_ID_LEN, Part, Subject, TokenError, TokenRules,
-    Verified, groups, has_hidden_characters,
+    MAX_ACTOR_LEN, MAX_SUBJECT_LEN, MAX_TOKEN_ID_LEN, Part, Subject, TokenError, TokenRules, Verified, groups,
+    has_hidden_characters,
 };
 use crate::identity::json;
 
@@ -25,8 +25,7 @@ pub(super) fn read(
     now: SystemTime,
     token_sha256: [u8; 32],
 ) -> Result<Verified, TokenError> {
-    let claims = json::parse_object(payload)
-        .map_err(|fault| TokenError::Json { part: Part::Payload, fault })?;
+    let claims = json::parse_object(payload).map_err(|fault| TokenError::Json { part: Part::Payload, fault })?;
     check_issuer(&claims, rules)?;
     check_audience(&claims, rules)?;
     let expires = check_times(&claims, rules, now)?;
@@ -49,16 +48,13 @@ fn check_issuer(claims: &Claims, rules: &TokenRules) -> Result<(), TokenError> {
         None => Err(TokenError::Missing { claim: "iss" }),
         // No normal form: `https://a` and `https://a/` are two issuers (OpenID Connect Core section 16.15).
         Some(Value::String(issuer)) if **issuer == *rules.issuer => Ok(()),
-        Some(Value::String(_)) => {
-            Err(TokenError::OtherIssuer { expected: Arc::clone(&rules.issuer) })
-        }
+        Some(Value::String(_)) => Err(TokenError::OtherIssuer { expected: Arc::clone(&rules.issuer) }),
         Some(_) => Err(TokenError::ClaimType { claim: "iss", wanted: "a string" }),
     }
 }
 
 fn check_audience(claims: &Claims, rules: &TokenRules) -> Result<(), TokenError> {
-    let not_text =
-        TokenError::ClaimType { claim: "aud", wanted: "a string or an array of strings" };
+    let not_text = TokenError::ClaimType { claim: "aud", wanted: "a string or an array of strings" };
     let ours = match claims.get("aud") {
         None => return Err(TokenError::Missing { claim: "aud" }),
         Some(Value::String(audience)) => **audience == *rules.audience,
@@ -70,19 +66,11 @@ fn check_audience(claims: &Claims, rules: &TokenRules) -> Result<(), TokenError>
         }
         Some(_) => return Err(not_text),
     };
-    if ours {
-        Ok(())
-    } else {
-        Err(TokenError::OtherAudience { expected: Arc::clone(&rules.audience) })
-    }
+    if ours { Ok(()) } else { Err(TokenError::OtherAudience { expected: Arc::clone(&rules.audience) }) }
 }
 
 /// `exp`, which must lie ahead; `nbf` and `iat`, where they are there, must not.
-fn check_times(
-    claims: &Claims,
-    rules: &TokenRules,
-    now: SystemTime,
-) -> Result<SystemTime, TokenError> {
+fn check_times(claims: &Claims, rules: &TokenRules, now: SystemTime) -> Result<SystemTime, TokenError> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let expires = time(claims, "exp")?.ok_or(TokenError::Missing { claim: "exp" })?;
     if expires <= now {
@@ -96,9 +84,7 @@ fn check_times(
         return Err(TokenError::NotYetValid { in_seconds: begins.saturating_sub(now).as_secs() });
     }
     if let Some(issued) = time(claims, "iat")?.filter(|issued| *issued > latest) {
-        return Err(TokenError::IssuedInFuture {
-            in_seconds: issued.saturating_sub(now).as_secs(),
-        });
+        return Err(TokenError::IssuedInFuture { in_seconds: issued.saturating_sub(now).as_secs() });
     }
     UNIX_EPOCH.checked_add(expires).ok_or(TokenError::TimeRange { claim: "exp" })
 }
@@ -107,9 +93,7 @@ fn check_times(
 fn time(claims: &Claims, claim: &'static str) -> Result<Option<Duration>, TokenError> {
     match claims.get(claim) {
         None => Ok(None),
-        Some(Value::Number(number)) => {
-            since_epoch(number).map(Some).ok_or(TokenError::TimeRange { claim })
-        }
+        Some(Value::Number(number)) => since_epoch(number).map(Some).ok_or(TokenError::TimeRange { claim }),
         Some(_) => Err(TokenError::ClaimType { claim, wanted: "a number" }),
     }
 }
@@ -122,11 +106,7 @@ fn since_epoch(number: &Number) -> Option<Duration> {
     (time <= Duration::from_secs(LAST_SECOND)).then_some(time)
 }
 
-fn required_text<'a>(
-    claims: &'a Claims,
-    claim: &'static str,
-    limit: usize,
-) -> Result<&'a str, TokenError> {
+fn required_text<'a>(claims: &'a Claims, claim: &'static str, limit: usize) -> Result<&'a str, TokenError> {
     let text = match claims.get(claim) {
         None => return Err(TokenError::Missing { claim }),
         Some(Value::String(text)) => text,
@@ -144,11 +124,7 @@ fn required_text<'a>(
     Ok(text)
 }
 
-fn optional_text(
-    claims: &Claims,
-    claim: &'static str,
-    limit: usize,
-) -> Result<Option<String>, TokenError> {
+fn optional_text(claims: &Claims, claim: &'static str, limit: usize) -> Result<Option<String>, TokenError> {
     if !claims.contains_key(claim) {
         return Ok(None);
     }

@@ -167,9 +167,7 @@ pub enum TokenError {
         ago_seconds: u64,
     },
     /// `exp` is too far away.
-    #[error(
-        "the token is valid for longer than {limit_seconds} seconds from now (`max_lifetime` of this issuer)"
-    )]
+    #[error("the token is valid for longer than {limit_seconds} seconds from now (`max_lifetime` of this issuer)")]
     LifetimeTooLong {
         /// The limit.
         limit_seconds: u64,
@@ -218,9 +216,7 @@ pub enum TokenError {
         claim: &'static str,
     },
     /// What a pointer leads to cannot be groups.
-    #[error(
-        "what `{pointer}` leads to in the token is neither an array of strings, a string nor an object"
-    )]
+    #[error("what `{pointer}` leads to in the token is neither an array of strings, a string nor an object")]
     GroupsType {
         /// As configured.
         pointer: Arc<str>,

@@ -10,14 +10,10 @@ use super::{Group, MAX_GROUP_LEN, MAX_GROUPS, TokenError, TokenRules, has_hidden
 ///
 /// A token that says that its groups were left out is refused: with no groups it would slip past every policy that
 /// forbids something to one.
-pub(super) fn read(
-    claims: &Map<String, Value>,
-    rules: &TokenRules,
-) -> Result<Vec<Group>, TokenError> {
+pub(super) fn read(claims: &Map<String, Value>, rules: &TokenRules) -> Result<Vec<Group>, TokenError> {
     // OpenID Connect Core section 5.6.2, and what Microsoft Entra sends over 200 groups.
-    if let Some(claim) = ["_claim_names", "_claim_sources", "hasgroups"]
-        .into_iter()
-        .find(|name| claims.contains_key(*name))
+    if let Some(claim) =
+        ["_claim_names", "_claim_sources", "hasgroups"].into_iter().find(|name| claims.contains_key(*name))
     {
         return Err(TokenError::GroupOverage { claim });
     }
@@ -25,14 +21,9 @@ pub(super) fn read(
     let mut groups = BTreeSet::new();
     for pointer in &rules.groups {
         let Some(found) = claims.pointer(pointer) else { continue };
-        for name in
-            names(found).ok_or_else(|| TokenError::GroupsType { pointer: Arc::clone(pointer) })?
-        {
+        for name in names(found).ok_or_else(|| TokenError::GroupsType { pointer: Arc::clone(pointer) })? {
             if name.is_empty() || name.len() > MAX_GROUP_LEN || has_hidden_characters(name) {
-                return Err(TokenError::GroupName {
-                    pointer: Arc::clone(pointer),
-                    limit: MAX_GROUP_LEN,
-                });
+                return Err(TokenError::GroupName { pointer: Arc::clone(pointer), limit: MAX_GROUP_LEN });
             }
             groups.insert(Group(format!("{}/{name}", rules.name).into()));
             if groups.len() > MAX_GROUPS {

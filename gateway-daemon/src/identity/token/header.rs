@@ -13,8 +13,7 @@ const TYPES: [&str; 3] = ["JWT", "at+jwt", "application/at+jwt"];
 
 /// Algorithm and `kid` of a header that holds.
 pub(super) fn read(header: &[u8], rules: &TokenRules) -> Result<(Algorithm, String), TokenError> {
-    let header = json::parse_object(header)
-        .map_err(|fault| TokenError::Json { part: Part::Header, fault })?;
+    let header = json::parse_object(header).map_err(|fault| TokenError::Json { part: Part::Header, fault })?;
     if let Some(name) = FORBIDDEN.into_iter().find(|name| header.contains_key(*name)) {
         return Err(TokenError::ForbiddenHeader { name });
     }
@@ -27,9 +26,7 @@ pub(super) fn read(header: &[u8], rules: &TokenRules) -> Result<(Algorithm, Stri
     let malformed = TokenError::KeyIdMalformed { limit: MAX_KEY_ID_LEN };
     match header.get("kid") {
         None => Err(TokenError::KeyIdMissing),
-        Some(Value::String(kid)) if (1..=MAX_KEY_ID_LEN).contains(&kid.len()) => {
-            Ok((algorithm, kid.clone()))
-        }
+        Some(Value::String(kid)) if (1..=MAX_KEY_ID_LEN).contains(&kid.len()) => Ok((algorithm, kid.clone())),
         Some(_) => Err(malformed),
     }
 }
@@ -44,9 +41,5 @@ fn algorithm(alg: Option<&Value>, rules: &TokenRules) -> Result<Algorithm, Token
             _ => TokenError::AlgorithmUnknown,
         });
     };
-    if rules.allows(algorithm) {
-        Ok(algorithm)
-    } else {
-        Err(TokenError::AlgorithmNotAllowed { algorithm })
-    }
+    if rules.allows(algorithm) { Ok(algorithm) } else { Err(TokenError::AlgorithmNotAllowed { algorithm }) }
 }

@@ -199,12 +199,7 @@ impl Key {
     }
 
     /// Whether `signature` is this key's over `message`.
-    pub(super) fn verifies(
-        &self,
-        algorithm: Algorithm,
-        message: &[u8],
-        signature: &Zeroizing<Vec<u8>>,
-    ) -> bool {
+    pub(super) fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &Zeroizing<Vec<u8>>) -> bool {
         let make = aws_lc::DEFAULT_PROVIDER.verifier_factory;
         make(&algorithm.jsonwebtoken(), &self.decoding)
             .is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
@@ -216,9 +211,7 @@ fn check_purpose(jwk: &Map<String, Value>) -> Result<(), KeyFault> {
     let by_use = jwk.get("use").map(|purpose| purpose.as_str() == Some("sig"));
     let by_operations = match jwk.get("key_ops") {
         None => None,
-        Some(Value::Array(operations)) => {
-            Some(operations.iter().any(|name| name.as_str() == Some("verify")))
-        }
+        Some(Value::Array(operations)) => Some(operations.iter().any(|name| name.as_str() == Some("verify"))),
         Some(_) => Some(false),
     };
     match (by_use, by_operations) {

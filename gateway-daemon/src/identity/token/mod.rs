@@ -65,11 +65,7 @@ impl Verified {
     ///
     /// # Errors
     /// [`TokenError::OtherSubject`].
-    pub fn into_identity(
-        self,
-        agent: Arc<str>,
-        only: Option<&str>,
-    ) -> Result<Identity, TokenError> {
+    pub fn into_identity(self, agent: Arc<str>, only: Option<&str>) -> Result<Identity, TokenError> {
         if only.is_some_and(|only| *only != *self.subject.subject) {
             return Err(TokenError::OtherSubject { agent });
         }
@@ -107,9 +103,7 @@ impl<'a> Unverified<'a> {
         decode(payload, Part::Payload)?;
         let signature = decode(signature, Part::Signature)?;
         let (algorithm, kid) = header::read(&decoded_header, rules)?;
-        let signed = token
-            .get(..header.len().saturating_add(1).saturating_add(payload.len()))
-            .unwrap_or_default();
+        let signed = token.get(..header.len().saturating_add(1).saturating_add(payload.len())).unwrap_or_default();
         Ok(Self { signed, payload, signature, algorithm, kid, token_sha256: sha256(secret) })
     }
 
@@ -122,12 +116,7 @@ impl<'a> Unverified<'a> {
     ///
     /// # Errors
     /// The first rule that the token breaks.
-    pub fn verify(
-        self,
-        rules: &TokenRules,
-        keys: &KeySet,
-        now: SystemTime,
-    ) -> Result<Verified, TokenError> {
+    pub fn verify(self, rules: &TokenRules, keys: &KeySet, now: SystemTime) -> Result<Verified, TokenError> {
         let key = keys
             .find(&self.kid, self.algorithm)
             .ok_or(TokenError::KeyUnknown)?
@@ -148,8 +137,7 @@ impl<'a> Unverified<'a> {
 pub fn sha256(token: &SecretString) -> [u8; 32] {
     let mut digest = [0; 32];
     digest.copy_from_slice(
-        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.expose_secret().as_bytes())
-            .as_ref(),
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.expose_secret().as_bytes()).as_ref(),
     );
     digest
 }
@@ -171,13 +159,9 @@ fn decode(text: &str, part: Part) -> Result<zeroize::Zeroizing<Vec<u8>>, TokenEr
         return Err(TokenError::EmptyPart { part });
     }
     base64url(text).map(zeroize::Zeroizing::new).map_err(|error| match error {
-        DecodeError::InvalidByte(_, b'=') | DecodeError::InvalidPadding => {
-            TokenError::Padding { part }
-        }
+        DecodeError::InvalidByte(_, b'=') | DecodeError::InvalidPadding => TokenError::Padding { part },
         DecodeError::InvalidByte(..) => TokenError::Character { part },
-        DecodeError::InvalidLength(_) | DecodeError::InvalidLastSymbol { .. } => {
-            TokenError::NotCanonical { part }
-        }
+        DecodeError::InvalidLength(_) | DecodeError::InvalidLastSymbol { .. } => TokenError::NotCanonical { part },
     })
 }
 

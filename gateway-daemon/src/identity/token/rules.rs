@@ -150,11 +150,8 @@ impl TokenRules {
     /// # Errors
     /// The first that cannot be meant.
     pub fn new(settings: TokenSettings) -> Result<Self, RulesError> {
-        let TokenSettings { name, issuer, audience, algorithms, groups, leeway, max_lifetime } =
-            settings;
-        if name.is_empty()
-            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-        {
+        let TokenSettings { name, issuer, audience, algorithms, groups, leeway, max_lifetime } = settings;
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
             return Err(RulesError::Name { name });
         }
         for (key, value) in [("issuer", &issuer), ("audience", &audience)] {
@@ -231,10 +228,7 @@ mod tests {
                 TokenSettings { groups: vec!["/a~2".into()], ..good() },
                 "`/a~2` in `groups` is not a JSON pointer: it must begin with `/`, and `~` stands only in `~0` and `~1`",
             ),
-            (
-                TokenSettings { leeway: Duration::from_secs(301), ..good() },
-                "`leeway` is over 300 seconds",
-            ),
+            (TokenSettings { leeway: Duration::from_secs(301), ..good() }, "`leeway` is over 300 seconds"),
         ];
         for (settings, message) in bad {
             assert_eq!(TokenRules::new(settings).unwrap_err().to_string(), message);
