@@ -1,5 +1,4 @@
 //! End-to-end tests: real servers, real clients, real kernel.
-<<<<<<< HEAD
 //!
 //! `cargo xtask test` starts the servers that all tests share, and says in a file where they are ([`servers`]). Each
 //! test has a [`Database`] of its own there, people of its own at the identity provider ([`Person`]) and a
@@ -7,6 +6,7 @@
 
 mod claim;
 mod database;
+pub mod kernel_support;
 mod program;
 mod scope;
 mod servers;
@@ -25,7 +25,3 @@ pub use weir::{Agent, Setup, Weir};
 pub fn rounds(ci: u32, long: u32) -> u32 {
     if std::env::var_os("WEIR_TEST_LONG").is_some() { long } else { ci }
 }
-=======
-
-pub mod kernel_support;
->>>>>>> kernel

@@ -1,1 +1,350 @@
-//! See ARCHITECTURE.md.
+//! The command line: every verb but `daemon` and `launcher` is a client of the control socket, or reads files offline.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    accept::PortKeeping,
+    config::{Config, DEFAULT_PATH},
+    control::{Client, Reply, Request},
+    daemon::{self, Options, Recording},
+    launch,
+};
+
+mod agents;
+mod doctor;
+mod policies;
+mod records;
+
+/// Weir identifies AI agents, decides every statement that they send to a database, and records what they get.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, max_term_width = 100, after_help = "\
+Examples:
+  weir daemon                                   serve, in the foreground
+  weir run --agent claude -- psql -h db orders  run a command as an agent
+  weir log -f --decision deny                   watch what is refused
+  weir explain --agent claude --connection orders 'SELECT * FROM customers'")]
+struct Cli {
+    /// The configuration.
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve: redirect, identify, decide, record. Runs in the foreground, as root; SIGHUP loads the policies anew.
+    Daemon(DaemonArgs),
+    /// Run a command as an agent.
+    #[command(after_help = "\
+Examples:
+  weir run --agent claude -- psql -h db.internal orders
+  weir run --agent ci --token-file ./token -- python3 migrate.py
+
+Exit status: the command's own; 128+N when signal N ended it; 127 when it was not found, 126 when it could not be executed, \
+1 when Weir refused.")]
+    Run(RunArgs),
+    /// Say how the daemon is.
+    Status(JsonArgs),
+    /// Check what Weir needs of this host, and say how to mend what is missing. Exits with 1 when something is.
+    Doctor(JsonArgs),
+    /// Agents: their runs, freezing, tokens.
+    #[command(subcommand)]
+    Agent(agents::AgentVerb),
+    /// Policies: check a folder, reload, say who may do what.
+    #[command(subcommand)]
+    Policy(policies::PolicyVerb),
+    /// Say how a statement would be decided, and by which policies; nothing is sent to the server.
+    #[command(after_help = "\
+Examples:
+  weir explain --agent claude --connection orders 'SELECT * FROM customers'
+  weir explain --agent ci --group corp/readers --connection orders --json 'DROP TABLE x'
+
+Exit status: 0 allowed, 2 refused.")]
+    Explain(policies::ExplainArgs),
+    /// List sessions on the record, the newest first.
+    Sessions(records::SessionsArgs),
+    /// Show one session: statements, decisions, answers.
+    Show(records::ShowArgs),
+    /// Show requests, refusals and acts in order.
+    #[command(after_help = "\
+Examples:
+  weir log -f
+  weir log --agent claude --table customers --since 1h
+  weir log --decision deny --json
+  weir log --store /var/lib/weir/record         with the daemon down")]
+    Log(records::LogArgs),
+    /// One open session.
+    #[command(subcommand)]
+    Session(agents::SessionVerb),
+    /// The host CA, whose certificates agents see.
+    #[command(subcommand)]
+    Ca(agents::CaVerb),
+    /// Take the programs away: nothing is redirected or refused any more. Root only; stop the daemon first.
+    Detach,
+    /// The process that starts commands; the daemon runs it.
+    #[command(hide = true)]
+    Launcher,
+}
+
+#[derive(Debug, Args)]
+struct DaemonArgs {
+    /// Record NOTHING: receipts are given at once. To measure with, never to serve with.
+    #[arg(long)]
+    unsafe_no_record: bool,
+    /// Take a listener's port that is not privileged: only for a container's own network namespace.
+    #[arg(long)]
+    unprivileged_port: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The agent's configured name.
+    #[arg(long)]
+    agent: String,
+    /// The agent's token; watched for a newer one. The configuration's `token_file` without.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Args)]
+struct JsonArgs {
+    /// One line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    // A reader that goes away, as `head` does, ends the output, not the program with a message.
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Its own output may be closed as well.
+            let _ = writeln!(io::stderr(), "weir: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let config = cli.config.as_path();
+    match cli.verb {
+        Verb::Launcher => launch::launcher_main().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Verb::Daemon(args) => serve(config, &args),
+        Verb::Run(args) => run_agent(config, args),
+        Verb::Status(args) => status(config, &args),
+        Verb::Doctor(args) => doctor::doctor(config, args.json),
+        Verb::Agent(verb) => agents::agent(config, verb),
+        Verb::Policy(verb) => policies::policy(config, verb),
+        Verb::Explain(args) => policies::explain(config, args),
+        Verb::Sessions(args) => records::sessions(config, args),
+        Verb::Show(args) => records::show(config, args),
+        Verb::Log(args) => records::log(config, args),
+        Verb::Session(verb) => agents::session(config, verb),
+        Verb::Ca(verb) => agents::ca(config, verb),
+        Verb::Detach => detach(config),
+    }
+}
+
+fn serve(path: &Path, args: &DaemonArgs) -> Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the daemon must run as root: it loads programs into the kernel and starts agents as their users");
+    }
+    let config = Config::load(path)?;
+    // First of all, before a socket, a thread or a secret: what the launcher has, agents could inherit.
+    let launcher = launch::split_off().context("the launcher cannot be split off")?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    let options = Options {
+        recording: if args.unsafe_no_record { Recording::UnsafeOff } else { Recording::On },
+        port: if args.unprivileged_port { PortKeeping::ProgramsAlone } else { PortKeeping::Privileged },
+    };
+    daemon::run(config, options, launcher)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_agent(path: &Path, args: RunArgs) -> Result<ExitCode> {
+    let options = launch::client::RunOptions {
+        control: control_socket(path),
+        agent: args.agent,
+        token_file: args.token_file,
+        argv: args.command.iter().map(|word| word.as_os_str().into()).collect(),
+    };
+    match launch::client::run(options) {
+        Ok(code) => Ok(code.into()),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "weir: {}", crate::show::lines(&error.to_string(), usize::MAX));
+            Ok(error.exit_code().into())
+        }
+    }
+}
+
+fn status(path: &Path, args: &JsonArgs) -> Result<ExitCode> {
+    let row = ask_row(path, &Request::Status)?;
+    if args.json {
+        return print_json(&row);
+    }
+    let mut out = io::stdout().lock();
+    let text = |key: &str| row.get(key).map(plain).unwrap_or_default();
+    if row.get("recording") == Some(&serde_json::Value::Bool(false)) {
+        writeln!(out, "NOTHING IS RECORDED: the daemon runs with --unsafe-no-record\n")?;
+    }
+    if text("scope") != "/" {
+        writeln!(out, "THE SCOPE IS NOT THE ROOT ({}): sockets made outside of it are not caught\n", text("scope"))?;
+    }
+    for (label, key) in [
+        ("version", "version"),
+        ("serving since", "started"),
+        ("sessions", "sessions"),
+        ("runs", "runs"),
+        ("policy set", "policy_set"),
+        ("listener port", "listener_port"),
+        ("programs", "programs_ours"),
+    ] {
+        writeln!(out, "{label:<16}{}", crate::show::line(&text(key), 200))?;
+    }
+    for (label, key) in [
+        ("connection", "connections"),
+        ("WITHHELD", "withheld"),
+        ("let through", "allowed"),
+        ("protected", "protected"),
+        ("others' program", "programs_of_others"),
+    ] {
+        for item in row.get(key).and_then(serde_json::Value::as_array).into_iter().flatten() {
+            writeln!(out, "{label:<16}{}", crate::show::line(&plain(item), 1000))?;
+        }
+    }
+    if let Some(trouble) = row.get("record_trouble").filter(|trouble| !trouble.is_null()) {
+        writeln!(out, "\nTHE RECORD IS IN TROUBLE, so agents are refused: {}", crate::show::line(&plain(trouble), 1000))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach(path: &Path) -> Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("only root may take the programs away");
+    }
+    let config = Config::load(path)?;
+    if Client::connect(&config.control_socket()).is_ok() {
+        bail!("the daemon runs: stop it first, or it would serve without its programs");
+    }
+    let taken = crate::redirect::detach(&config.daemon.pins)?;
+    let mut out = io::stdout().lock();
+    if taken.is_empty() {
+        writeln!(out, "nothing was attached below {}", config.daemon.pins.display())?;
+    }
+    for what in taken {
+        writeln!(out, "{what}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the daemon listens: starters cannot read the configuration, so its default place serves without it.
+fn control_socket(path: &Path) -> PathBuf {
+    match Config::load(path) {
+        Ok(config) => config.control_socket(),
+        Err(_) => PathBuf::from("/run/weir/control.sock"),
+    }
+}
+
+fn connect(path: &Path) -> Result<Client> {
+    Ok(Client::connect(&control_socket(path))?)
+}
+
+/// Asks for one row.
+fn ask_row(path: &Path, request: &Request) -> Result<serde_json::Value> {
+    match connect(path)?.request(request, &[])? {
+        Reply::Row { row } => Ok(row),
+        reply => Err(refused(reply)),
+    }
+}
+
+/// Asks for a text, and shows it.
+fn print_text(path: &Path, request: &Request) -> Result<ExitCode> {
+    match connect(path)?.request(request, &[])? {
+        Reply::Text { text } => {
+            writeln!(io::stdout().lock(), "{}", crate::show::lines(&text, usize::MAX))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        reply => Err(refused(reply)),
+    }
+}
+
+/// Asks for rows, and gives each to `each`.
+fn ask_rows(path: &Path, request: &Request, mut each: impl FnMut(serde_json::Value) -> Result<()>) -> Result<()> {
+    let mut client = connect(path)?;
+    client.send(request, &[])?;
+    while let Some(reply) = client.next()? {
+        match reply {
+            Reply::Row { row } => each(row)?,
+            Reply::Done => return Ok(()),
+            reply => return Err(refused(reply)),
+        }
+    }
+    bail!("the daemon closed the connection before it was done")
+}
+
+/// What a reply means that is not the expected one.
+fn refused(reply: Reply) -> anyhow::Error {
+    match reply {
+        Reply::Failed { message, .. } => anyhow::anyhow!("{}", crate::show::lines(&message, usize::MAX)),
+        Reply::Text { .. }
+        | Reply::Row { .. }
+        | Reply::Done
+        | Reply::Started { .. }
+        | Reply::Stopped { .. }
+        | Reply::Exited { .. }
+        | Reply::Killed { .. } => anyhow::anyhow!("the daemon gave an answer of another verb; is it the same version?"),
+    }
+}
+
+fn print_json(row: &impl serde::Serialize) -> Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, row)?;
+    writeln!(out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A JSON value in a line for people.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Object(fields) => {
+            fields.iter().map(|(key, value)| format!("{key}: {}", plain(value))).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

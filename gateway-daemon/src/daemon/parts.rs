@@ -12,7 +12,7 @@ use crate::{
     control::BindError,
     identity::{
         issuer::{IssuerSettings, SettingsError},
-        token::TokenSettings,
+        token::{Algorithm, TokenSettings},
     },
     protocol::postgres::{
         cancels::Cancels,
@@ -206,7 +206,7 @@ fn load_policies(config: &Config) -> Result<PolicySet, StartError> {
 
 fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
     let named = |source| StartError::Issuer { name: issuer.name.clone(), source };
-    let algorithms = issuer.algorithms.iter().filter_map(|name| name.parse().ok()).collect();
+    let algorithms = issuer.algorithms.iter().filter_map(|name| Algorithm::from_name(name)).collect();
     let token = TokenSettings {
         algorithms,
         groups: issuer.groups.clone(),
@@ -291,7 +291,7 @@ fn start_kernel(
         let user = nix::unistd::User::from_name(&agent.user).ok().flatten();
         let no_user = || StartError::NoUser { agent: agent.name.clone(), user: agent.user.clone() };
         let user = user.ok_or_else(no_user)?;
-        agent_uids.push(UidRange::single(user.uid.as_raw()));
+        agent_uids.push(UidRange { first: user.uid.as_raw(), last: user.uid.as_raw() });
         agent_uids.extend(subordinate(&user.name, user.uid.as_raw()));
     }
     let allowed_uids: Vec<u32> = config
@@ -337,7 +337,8 @@ fn subordinate(name: &str, uid: u32) -> Vec<UidRange> {
             let mut fields = line.split(':');
             let owner = fields.next()?;
             let (first, count) = (fields.next()?.parse::<u32>().ok()?, fields.next()?.parse::<u32>().ok()?);
-            (owner == name || owner == number).then(|| UidRange::new(first, count)).flatten()
+            let last = first.checked_add(count.checked_sub(1)?)?;
+            (owner == name || owner == number).then_some(UidRange { first, last })
         })
         .collect()
 }

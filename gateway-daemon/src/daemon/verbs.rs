@@ -12,7 +12,7 @@ use crate::{
     identity::{Group, Identity, Run, Standing, Subject},
     policy::{self, Query},
     protocol::postgres::tls::CaView,
-    record::{LogFilter, Reader, SessionId},
+    record::{LogFilter, Reader, SessionId, StoreError},
     sql::Access,
 };
 
@@ -314,21 +314,136 @@ impl Weir {
         let detail = serde_json::to_string(&request).unwrap_or_default();
         self.record_admin(Some(uid), "record-read", detail);
         match request {
-            RecordRequest::Sessions { filter } => {
-                let mut sessions = reader.sessions(filter);
-                stream(connection, move || (sessions.page().map_err(|error| error.to_string()), sessions)).await
-            }
+            RecordRequest::Sessions { filter } => stream(connection, reader.sessions(filter)).await,
             RecordRequest::Show { session } => {
                 let id: SessionId =
                     session.parse().map_err(|_| format!("`{}` is no session's name", session.escape_debug()))?;
-                let mut log = reader.session(id);
-                stream(connection, move || (log.page().map_err(|error| error.to_string()), log)).await
+                stream(connection, reader.session(id)).await
             }
-            RecordRequest::Log { filter, follow: false } => {
-                let mut log = reader.log(filter);
-                stream(connection, move || (log.page().map_err(|error| error.to_string()), log)).await
-            }
+            RecordRequest::Log { filter, follow: false } => stream(connection, reader.log(filter)).await,
             RecordRequest::Log { filter, follow: true } => follow(connection, &reader, filter).await,
         }
     }
+}
+
+/// A cursor over the record: its pages block.
+trait Pages: Send + 'static {
+    type Row: serde::Serialize + Send + 'static;
+
+    fn next_page(&mut self) -> Result<Option<Vec<Self::Row>>, StoreError>;
+}
+
+impl Pages for crate::record::Log {
+    type Row = crate::record::Row;
+
+    fn next_page(&mut self) -> Result<Option<Vec<Self::Row>>, StoreError> {
+        self.page()
+    }
+}
+
+impl Pages for crate::record::Sessions {
+    type Row = crate::record::SessionSummary;
+
+    fn next_page(&mut self) -> Result<Option<Vec<Self::Row>>, StoreError> {
+        self.page()
+    }
+}
+
+/// Sends page after page, up to the end of the record.
+async fn stream<P: Pages>(connection: &mut Connection, mut pages: P) -> Outcome {
+    loop {
+        let more;
+        (pages, more) = send_page(connection, pages).await?;
+        if !more {
+            return Ok(Reply::Done);
+        }
+    }
+}
+
+/// Sends one page; whether there may be another.
+async fn send_page<P: Pages>(connection: &mut Connection, mut pages: P) -> Result<(P, bool), String> {
+    let read = spawn_blocking(move || (pages.next_page(), pages)).await.map_err(|error| error.to_string())?;
+    let (page, pages) = read;
+    let Some(rows) = page.map_err(|error| error.to_string())? else { return Ok((pages, false)) };
+    for row in rows {
+        let row = serde_json::to_value(&row).map_err(|error| error.to_string())?;
+        connection.send(&Reply::Row { row }).await.map_err(|error| error.to_string())?;
+    }
+    Ok((pages, true))
+}
+
+/// Sends what is there, and then what comes, until the reader goes away.
+async fn follow(connection: &mut Connection, reader: &Reader, filter: LogFilter) -> Outcome {
+    let Some(mut grown) = reader.follow() else { return Ok(Reply::Done) };
+    let mut log = reader.log(filter);
+    loop {
+        let more;
+        (log, more) = send_page(connection, log).await?;
+        if more {
+            continue;
+        }
+        tokio::select! {
+            changed = grown.changed() => if changed.is_err() {
+                return Ok(Reply::Done);
+            },
+            // Nothing is said on this connection any more; it ends when the reader does.
+            _ = connection.recv::<Request>() => return Ok(Reply::Done),
+        }
+    }
+}
+
+fn row(value: &impl serde::Serialize) -> Outcome {
+    serde_json::to_value(value).map(|row| Reply::Row { row }).map_err(|error| error.to_string())
+}
+
+fn run_row(run: &Run) -> Value {
+    let standing = run.standing_now();
+    let expires = match &standing {
+        Standing::Valid(identity) => Some(timestamp(identity.expires)),
+        Standing::Expired { .. } | Standing::Frozen(_) | Standing::Unidentified | Standing::Ended => None,
+    };
+    json!({
+        "run": run.id.to_string(),
+        "pid": run.pid(),
+        "uid": run.uid,
+        "started": timestamp(run.started),
+        "subject": &*run.subject.subject,
+        "issuer": &*run.subject.issuer,
+        "standing": standing.to_string(),
+        "expires": expires,
+    })
+}
+
+fn ca_row(view: &CaView) -> Value {
+    json!({
+        "pem": view.pem,
+        "fingerprint": view.fingerprint,
+        "names": view.names,
+        "expires": timestamp(view.expires),
+    })
+}
+
+fn reload_text(reload: &policy::Reload) -> String {
+    let mut text = format!("policies in force: {}", reload.now);
+    for (what, ids) in [("added", &reload.added), ("removed", &reload.removed), ("changed", &reload.changed)] {
+        if !ids.is_empty() {
+            let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            text.push_str(&format!("\n{what}: {}", ids.join(", ")));
+        }
+    }
+    for warning in &reload.warnings {
+        text.push_str(&format!("\nwarning: {warning}"));
+    }
+    text
+}
+
+fn person(uid: u32) -> String {
+    match User::from_uid(Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        Ok(None) | Err(_) => format!("uid {uid}"),
+    }
+}
+
+fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map(|at| format!("{at:.0}")).unwrap_or_default()
 }

@@ -25,7 +25,6 @@ mod slice;
 mod source;
 mod trial;
 
-<<<<<<< HEAD
 pub use check::{Check, check};
 pub use decide::{MAX_ACCESSES, Query};
 pub use decision::{Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict};
@@ -40,6 +39,3 @@ pub use rule::Effect;
 pub use schema::SCHEMA;
 pub use set::PolicySet;
 pub use source::{Place, Source};
-=======
-pub use decision::{Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict};
->>>>>>> record

@@ -120,7 +120,12 @@ pub fn run(options: RunOptions) -> Result<u8, RunError> {
         Reply::Failed { message, exit_code } => {
             return Err(RunError::Refused { message, exit_code });
         }
-        Reply::Stopped { .. } | Reply::Exited { .. } | Reply::Killed { .. } => {
+        Reply::Stopped { .. }
+        | Reply::Exited { .. }
+        | Reply::Killed { .. }
+        | Reply::Text { .. }
+        | Reply::Row { .. }
+        | Reply::Done => {
             return Err(RunError::Unexpected);
         }
     }

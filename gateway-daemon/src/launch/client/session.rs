@@ -136,7 +136,9 @@ impl Session {
             Reply::Failed { message, exit_code } => {
                 return Err(RunError::Refused { message, exit_code });
             }
-            Reply::Started { .. } => return Err(RunError::Unexpected),
+            Reply::Started { .. } | Reply::Text { .. } | Reply::Row { .. } | Reply::Done => {
+                return Err(RunError::Unexpected);
+            }
         };
         if let Some(screen) = &mut self.screen {
             screen.drain();

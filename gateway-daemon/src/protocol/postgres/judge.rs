@@ -234,14 +234,7 @@ impl Judge for SessionJudge {
 
 /// What an agent is told whose identity does not stand.
 pub fn no_standing(standing: &Standing) -> ErrorAnswer {
-    let hint = match standing {
-        Standing::Valid(_) | Standing::Ended => "",
-        Standing::Expired { .. } | Standing::Unidentified => {
-            "bring a new token for the same subject: renew the token file, or run `weir agent refresh`"
-        }
-        Standing::Frozen(_) => "ask whoever froze the agent to thaw it",
-    };
-    ErrorAnswer::fatal(NO_IDENTITY, format!("Weir ended this session: {standing}")).hint(hint)
+    ErrorAnswer::fatal(NO_IDENTITY, format!("Weir ended this session: {standing}")).hint(standing.hint().unwrap_or_default())
 }
 
 /// An access in a line for people: `select public.customers (id, name)`.

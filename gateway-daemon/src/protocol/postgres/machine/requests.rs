@@ -23,7 +23,6 @@ pub(super) struct Requests {
 }
 
 /// One request that has not ended.
-#[derive(Debug)]
 struct Live {
     number: u64,
     /// The session's event that asked.
@@ -53,6 +52,12 @@ pub(super) struct Ask<'a> {
 pub(super) struct Asked {
     pub(super) number: u64,
     pub(super) event: u64,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live").field("number", &self.number).field("event", &self.event).finish_non_exhaustive()
+    }
 }
 
 impl Requests {

@@ -1,0 +1,94 @@
+//! `weir policy` and `weir explain`.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::{ask_row, plain, print_json, print_text};
+use crate::{
+    config::Config,
+    control::{ExplainRequest, Request},
+    daemon::known,
+    policy::check,
+    show::lines,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyVerb {
+    /// Check a folder of policies without putting it in force. Exits with 1 when it has a fault.
+    Check {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Load the policies anew, all or nothing; open sessions go by them at their next statement.
+    Reload,
+    /// Say who may do what, by which policy, and why.
+    Doc {
+        /// One line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// The agent's configured name.
+    #[arg(long)]
+    agent: String,
+    /// Assume this group (ISSUER/GROUP), once for each; those of the agent's newest run without.
+    #[arg(long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+    /// The declared connection.
+    #[arg(long)]
+    connection: String,
+    /// The database, where the connection has several.
+    #[arg(long)]
+    database: Option<String>,
+    /// One line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// The statement.
+    sql: String,
+}
+
+/// What `weir explain` exits with when the statement would be refused.
+const REFUSED: u8 = 2;
+
+pub(super) fn policy(config: &Path, verb: PolicyVerb) -> Result<ExitCode> {
+    match verb {
+        PolicyVerb::Check { dir } => {
+            // What the configuration knows makes the check sharper; without it, policies are still checked.
+            let known = Config::load(config).ok().map(|config| known(&config));
+            let check = check(&dir, known.as_ref());
+            writeln!(io::stdout().lock(), "{}", lines(&check.to_string(), usize::MAX))?;
+            Ok(check.exit_code().into())
+        }
+        PolicyVerb::Reload => print_text(config, &Request::PolicyReload),
+        PolicyVerb::Doc { json: true } => print_json(&ask_row(config, &Request::PolicyDoc { json: true })?),
+        PolicyVerb::Doc { json: false } => print_text(config, &Request::PolicyDoc { json: false }),
+    }
+}
+
+pub(super) fn explain(config: &Path, args: ExplainArgs) -> Result<ExitCode> {
+    let ExplainArgs { agent, groups, connection, database, json, sql } = args;
+    let request = Request::Explain(ExplainRequest { agent, groups, connection, database, sql });
+    let row = ask_row(config, &request)?;
+    if json {
+        print_json(&row)?;
+    } else {
+        let mut out = io::stdout().lock();
+        let text = row.get("text").map(plain).unwrap_or_default();
+        writeln!(out, "{}", lines(text.trim_end(), usize::MAX))?;
+        for reason in row.get("not_understood").and_then(Value::as_array).into_iter().flatten() {
+            writeln!(out, "not understood: {}", lines(&plain(reason), 1000))?;
+        }
+    }
+    let allowed = row.get("allowed") == Some(&Value::Bool(true));
+    Ok(if allowed { ExitCode::SUCCESS } else { REFUSED.into() })
+}
