@@ -208,8 +208,7 @@ impl SecretRef {
         match self {
             Self::File(path) => self.read(path.clone()).await,
             Self::Env(name) => {
-                let text = std::env::var(name)
-                    .map_err(|_| SecretError::NoVariable { name: name.clone() })?;
+                let text = std::env::var(name).map_err(|_| SecretError::NoVariable { name: name.clone() })?;
                 self.password(Zeroizing::new(text.into_bytes()))
             }
             Self::Credential(name) => {
@@ -236,10 +235,7 @@ impl SecretRef {
         let read = tokio::task::spawn_blocking(move || read_private(&path, &what)).await;
         // The only ways not to join are a panic and a runtime that ends.
         let bytes = read.unwrap_or_else(|_| {
-            Err(SecretError::Unusable {
-                what: self.describe(),
-                fault: "nothing: reading was broken off",
-            })
+            Err(SecretError::Unusable { what: self.describe(), fault: "nothing: reading was broken off" })
         })?;
         self.password(bytes)
     }
@@ -248,8 +244,7 @@ impl SecretRef {
     fn password(&self, bytes: Zeroizing<Vec<u8>>) -> Result<Credential, SecretError> {
         let fault = |fault| SecretError::Unusable { what: self.describe(), fault };
         let text = std::str::from_utf8(&bytes).map_err(|_| fault("bytes that are not UTF-8"))?;
-        let text =
-            text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+        let text = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
         self.usable(Credential { user: None, password: SecretString::from(text), expires: None })
     }
 
@@ -284,12 +279,11 @@ impl SecretRef {
             return Err(SecretError::Failed { program, status });
         }
         // serde_json's own message may quote a value: only the place is kept.
-        let parsed: CommandOutput =
-            serde_json::from_slice(&output).map_err(|fault| SecretError::Output {
-                program: program.clone(),
-                line: fault.line(),
-                column: fault.column(),
-            })?;
+        let parsed: CommandOutput = serde_json::from_slice(&output).map_err(|fault| SecretError::Output {
+            program: program.clone(),
+            line: fault.line(),
+            column: fault.column(),
+        })?;
         let expires = parsed.expiry.map(|text| parse_expiry(&text)).transpose();
         self.usable(Credential {
             user: parsed.user,
@@ -326,9 +320,7 @@ fn parse_expiry(text: &str) -> Result<SystemTime, ()> {
 }
 
 /// Runs a command to its end, reading one byte more than is allowed at most.
-async fn run_command(
-    argv: &[String],
-) -> std::io::Result<(std::process::ExitStatus, Zeroizing<Vec<u8>>)> {
+async fn run_command(argv: &[String]) -> std::io::Result<(std::process::ExitStatus, Zeroizing<Vec<u8>>)> {
     let (program, arguments) = argv.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
     let mut child = tokio::process::Command::new(program)
         .args(arguments)
@@ -340,9 +332,7 @@ async fn run_command(
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    let mut group = Group(
-        child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw),
-    );
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw));
     // Room for all of it at once: a vector that grows leaves copies behind.
     let mut output = Zeroizing::new(Vec::with_capacity(MAX_SECRET.saturating_add(1)));
     let limit = u64::try_from(output.capacity()).unwrap_or(u64::MAX);
@@ -380,21 +370,15 @@ impl Drop for Group {
 fn read_private(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, SecretError> {
     let failed = |source| SecretError::Read { path: path.to_owned(), source };
     // A pipe in the file's place must not make the daemon wait.
-    let flags =
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty())
-        .map_err(|errno| failed(errno.into()))?;
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(|errno| failed(errno.into()))?;
     let file = std::fs::File::from(file);
     let meta = file.metadata().map_err(failed)?;
     if !meta.is_file() {
         return Err(SecretError::NotAFile { path: path.to_owned() });
     }
     if !is_private(meta.uid(), meta.gid(), meta.mode()) {
-        return Err(SecretError::Open {
-            path: path.to_owned(),
-            owner: meta.uid(),
-            mode: meta.mode() & 0o7777,
-        });
+        return Err(SecretError::Open { path: path.to_owned(), owner: meta.uid(), mode: meta.mode() & 0o7777 });
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET.saturating_add(1)));
     let limit = u64::try_from(bytes.capacity()).unwrap_or(u64::MAX);

@@ -24,12 +24,17 @@ mod records;
 
 /// Weir identifies AI agents, decides every statement that they send to a database, and records what they get.
 #[derive(Debug, Parser)]
-#[command(name = "weir", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "weir",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   weir daemon                                   serve, in the foreground
   weir run --agent claude -- psql -h db orders  run a command as an agent
   weir log -f --decision deny                   watch what is refused
-  weir explain --agent claude --connection orders 'SELECT * FROM customers'")]
+  weir explain --agent claude --connection orders 'SELECT * FROM customers'"
+)]
 struct Cli {
     /// The configuration.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
@@ -236,7 +241,11 @@ fn status(path: &Path, args: &JsonArgs) -> Result<ExitCode> {
         }
     }
     if let Some(trouble) = row.get("record_trouble").filter(|trouble| !trouble.is_null()) {
-        writeln!(out, "\nTHE RECORD IS IN TROUBLE, so agents are refused: {}", crate::show::line(&plain(trouble), 1000))?;
+        writeln!(
+            out,
+            "\nTHE RECORD IS IN TROUBLE, so agents are refused: {}",
+            crate::show::line(&plain(trouble), 1000)
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -86,7 +86,11 @@ impl Checker<'_> {
             Some(("agents", _)) => Guard::Agents,
             Some((other, span)) => {
                 let place = Place { line: line_of(self.text, span.start), ..Place::section("daemon") };
-                self.fault(&place, "guard", format!("`{}` is not a guard; use `host` or `agents`", other.escape_debug()));
+                self.fault(
+                    &place,
+                    "guard",
+                    format!("`{}` is not a guard; use `host` or `agents`", other.escape_debug()),
+                );
                 Guard::Host
             }
         };
@@ -141,7 +145,11 @@ impl Checker<'_> {
         for algorithm in &raw.algorithms {
             if !ALGORITHMS.contains(&algorithm.as_str()) {
                 let known = ALGORITHMS.join(", ");
-                self.fault(&place, "algorithms", format!("`{}` is not accepted; use {known}", algorithm.escape_debug()));
+                self.fault(
+                    &place,
+                    "algorithms",
+                    format!("`{}` is not accepted; use {known}", algorithm.escape_debug()),
+                );
             }
         }
         for pointer in &raw.groups {
@@ -329,7 +337,11 @@ impl Checker<'_> {
     fn name(&mut self, place: &Place, name: &str) {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > 63 || !name.chars().all(plain) || name.starts_with(['.', '-']) {
-            self.fault(place, "name", "must be 1 to 63 letters, digits, `-`, `_` or `.`, and not start with `.` or `-`");
+            self.fault(
+                place,
+                "name",
+                "must be 1 to 63 letters, digits, `-`, `_` or `.`, and not start with `.` or `-`",
+            );
         }
     }
 

@@ -124,8 +124,7 @@ impl Server {
         }
         remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(io("bind", path))?;
-        std::fs::set_permissions(path, Permissions::from_mode(mode))
-            .map_err(io("set the mode of", path))?;
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io("set the mode of", path))?;
         let path = path.to_owned();
         Ok(Self { listener, path, open: Arc::default(), limits: Limits::default(), _lock: lock })
     }
@@ -152,13 +151,7 @@ impl Server {
             match Slot::take(&self.open, self.limits, peer.uid) {
                 Some(slot) => {
                     let incoming = Incoming::default();
-                    return Connection {
-                        peer,
-                        stream,
-                        incoming,
-                        first: First::Awaited,
-                        _slot: slot,
-                    };
+                    return Connection { peer, stream, incoming, first: First::Awaited, _slot: slot };
                 }
                 None => refuse(&stream, peer.uid),
             }
@@ -270,9 +263,7 @@ impl Connection {
     ///
     /// # Errors
     /// The other side closed, was silent for ten seconds before its first message, or sent something else than a `T`.
-    pub async fn recv<T: DeserializeOwned>(
-        &mut self,
-    ) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
+    pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
         match self.first {
             First::Received => self.recv_whenever().await,
             First::Awaited => {
@@ -285,9 +276,7 @@ impl Connection {
         }
     }
 
-    async fn recv_whenever<T: DeserializeOwned>(
-        &mut self,
-    ) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
+    async fn recv_whenever<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
         loop {
             match receive(&self.stream, &mut self.incoming).await? {
                 Step::More => {}
@@ -310,10 +299,7 @@ impl Connection {
 }
 
 /// Reads once from a tokio socket, when it can be.
-pub(crate) async fn receive(
-    stream: &UnixStream,
-    incoming: &mut Incoming,
-) -> Result<Step, FrameError> {
+pub(crate) async fn receive(stream: &UnixStream, incoming: &mut Incoming) -> Result<Step, FrameError> {
     let got = stream.async_io(Interest::READABLE, || match incoming.receive(stream.as_fd()) {
         Err(FrameError::Io { source }) => Err(source),
         other => Ok(other),

@@ -42,6 +42,7 @@ mod targets;
 mod verbs;
 
 pub use parts::StartError;
+pub(crate) use sockets::{may_user_connect as may_connect, open_to_agents as sockets_open_to_agents};
 
 /// How long sessions may finish what they are doing when the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -112,11 +113,17 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
     let control = crate::control::Server::bind(&weir.config.control_socket(), 0o666)?;
     let events = weir.kernel.events()?;
     tokio::spawn(targets::keep_fresh(weir.config.clone(), weir.kernel.clone(), resolved));
-    tokio::spawn(refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events));
+    tokio::spawn(
+        refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events),
+    );
     tokio::spawn(watch_sockets(weir.clone()));
     tokio::spawn(verbs::serve(weir.clone(), control));
     let accepting = tokio::spawn(accept(weir.clone(), listener));
-    weir.record_admin(None, "daemon-start", format!("version {}, {}", env!("CARGO_PKG_VERSION"), weir.recording_words()));
+    weir.record_admin(
+        None,
+        "daemon-start",
+        format!("version {}, {}", env!("CARGO_PKG_VERSION"), weir.recording_words()),
+    );
     tracing::info!(
         scope = %weir.config.daemon.scope, port = weir.config.daemon.listener_port,
         connections = weir.config.connections.len(), "ready"
@@ -228,7 +235,9 @@ impl Weir {
         match &reloaded {
             Ok(reload) => {
                 tracing::info!(
-                    added = reload.added.len(), removed = reload.removed.len(), changed = reload.changed.len(),
+                    added = reload.added.len(),
+                    removed = reload.removed.len(),
+                    changed = reload.changed.len(),
                     "the policies were reloaded"
                 );
                 let detail = format!("now {}, before {}", reload.now, reload.before);
@@ -334,9 +343,8 @@ pub fn known(config: &Config) -> Known {
 
 fn check_folder(dir: &Path) -> Result<(), String> {
     // Root alone decides who may do what.
-    policy::check_guarded(dir, 0).map_err(|faults| {
-        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-    })
+    policy::check_guarded(dir, 0)
+        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 
 /// What a signal asks for.

@@ -222,7 +222,8 @@ async fn open_record(config: &Config, recording: Recording) -> Result<Recorder, 
     if recording == Recording::UnsafeOff {
         return Ok(Recorder::without_record());
     }
-    let settings = StoreSettings { window_bytes: config.store.window_bytes, ..StoreSettings::new(&config.store.dir) };
+    let mut settings = StoreSettings::new(&config.store.dir);
+    settings.window_bytes = config.store.window_bytes;
     // Opening may repair a window after a crash.
     let opened = spawn_blocking(move || Recorder::open(settings)).await;
     let (recorder, findings) = opened.map_err(|_| StoreError::Closed)??;
@@ -411,7 +412,9 @@ fn secrets_key(path: &Path) -> Result<hmac::Key, StartError> {
     let file = |source| StartError::File { path: path.to_owned(), source };
     let bytes = match fs::read(path) {
         Ok(bytes) if bytes.len() == KEY_BYTES => bytes,
-        Ok(_) => return Err(file(io::Error::new(io::ErrorKind::InvalidData, "is not a key of 32 bytes; move it away"))),
+        Ok(_) => {
+            return Err(file(io::Error::new(io::ErrorKind::InvalidData, "is not a key of 32 bytes; move it away")));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut bytes = vec![0; KEY_BYTES];
             rand::fill(&mut bytes).map_err(|_| StartError::Random)?;

@@ -118,7 +118,11 @@ impl Refusals {
         let run = self.registry.by_cgroup(identity::CgroupId(kind.cgroup));
         let agent = run.map(|run| run.agent.to_string());
         tracing::info!(
-            agent.id = agent.as_deref().unwrap_or_default(), uid = kind.uid, pid, what = kind.what, count,
+            agent.id = agent.as_deref().unwrap_or_default(),
+            uid = kind.uid,
+            pid,
+            what = kind.what,
+            count,
             "refused by the kernel"
         );
         let event = Event::Refused(KernelRefusal {

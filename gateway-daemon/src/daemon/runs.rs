@@ -65,7 +65,12 @@ impl From<LaunchError> for Refused {
 }
 
 /// Serves one `weir run` to its end.
-pub(super) async fn serve(weir: &Arc<Weir>, mut connection: Connection, request: RunRequest, descriptors: Vec<OwnedFd>) {
+pub(super) async fn serve(
+    weir: &Arc<Weir>,
+    mut connection: Connection,
+    request: RunRequest,
+    descriptors: Vec<OwnedFd>,
+) {
     let uid = connection.peer.uid;
     let agent = request.agent.clone();
     if let Err(refused) = run(weir, &mut connection, request, descriptors).await {
@@ -101,7 +106,11 @@ async fn run(
     let spec = spec(weir, &agent, &user, &begun.folder, request, starter)?;
     let mut running = weir.launcher.launch(spec, [stdin, stdout, stderr]).await?;
     begun.run.note_pid(running.pid.unsigned_abs());
-    weir.record_admin(Some(starter), "run-start", format!("agent `{}`, run {}, pid {}", agent.name, begun.run.id, running.pid));
+    weir.record_admin(
+        Some(starter),
+        "run-start",
+        format!("agent `{}`, run {}, pid {}", agent.name, begun.run.id, running.pid),
+    );
     if connection.send(&Reply::Started { pid: running.pid }).await.is_ok() {
         watch_token(weir, &agent, &begun.run, token_file);
     }
@@ -137,7 +146,10 @@ fn may_start(agent: &config::Agent, uid: u32) -> Result<(), Refused> {
 
 fn user_of(agent: &config::Agent) -> Result<User, Refused> {
     let user = User::from_name(&agent.user).ok().flatten().ok_or_else(|| {
-        Refused::new(format!("agent `{}`: the user `{}` does not exist; make it with `useradd -r`", agent.name, agent.user))
+        Refused::new(format!(
+            "agent `{}`: the user `{}` does not exist; make it with `useradd -r`",
+            agent.name, agent.user
+        ))
     })?;
     if user.uid.is_root() {
         return Err(Refused::new(format!("agent `{}`: the user `{}` is root", agent.name, agent.user)));
@@ -162,7 +174,10 @@ fn token_file(agent: &config::Agent, request: &RunRequest, starter: u32) -> Resu
 pub(super) fn read_token_of(file: OwnedFd) -> Result<SecretString, String> {
     let mut bytes = Zeroizing::new(Vec::new());
     let limit = u64::try_from(MAX_TOKEN_LEN).unwrap_or(u64::MAX).saturating_add(3);
-    File::from(file).take(limit).read_to_end(&mut bytes).map_err(|error| format!("the token cannot be read: {error}"))?;
+    File::from(file)
+        .take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("the token cannot be read: {error}"))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| "the token is not text".to_owned())?;
     Ok(text.trim_end_matches(['\r', '\n']).into())
 }
@@ -259,7 +274,8 @@ fn spec(
 
 /// The user's supplementary groups, without those that would reach a container runtime.
 fn groups_of(user: &User) -> Result<Vec<u32>, Refused> {
-    let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| Refused::new("the user's name holds a zero byte"))?;
+    let name =
+        std::ffi::CString::new(user.name.as_str()).map_err(|_| Refused::new("the user's name holds a zero byte"))?;
     let groups = nix::unistd::getgrouplist(&name, user.gid)
         .map_err(|error| Refused::new(format!("the groups of `{}` cannot be read: {error}", user.name)))?;
     let mut kept = Vec::new();
@@ -277,14 +293,8 @@ fn groups_of(user: &User) -> Result<Vec<u32>, Refused> {
 fn watch_token(weir: &Arc<Weir>, agent: &config::Agent, run: &Arc<Run>, file: TokenFile) {
     let Some(issuer) = weir.issuer(&agent.issuer) else { return };
     let (news, mut told) = tokio::sync::mpsc::channel(8);
-    let watch = Watch {
-        run: run.clone(),
-        file,
-        issuer,
-        registry: weir.registry.clone(),
-        interval: TOKEN_INTERVAL,
-        news,
-    };
+    let watch =
+        Watch { run: run.clone(), file, issuer, registry: weir.registry.clone(), interval: TOKEN_INTERVAL, news };
     tokio::spawn(watch.until_the_end());
     let recorder = weir.recorder.clone();
     let name = agent.name.clone();
@@ -292,7 +302,8 @@ fn watch_token(weir: &Arc<Weir>, agent: &config::Agent, run: &Arc<Run>, file: To
         while let Some(news) = told.recv().await {
             let (what, detail) = tell(&news);
             tracing::info!(agent.id = %name, what, "token file");
-            let event = Event::Admin(AdminEvent { uid: None, what: what.into(), detail: format!("agent `{name}`: {detail}") });
+            let event =
+                Event::Admin(AdminEvent { uid: None, what: what.into(), detail: format!("agent `{name}`: {detail}") });
             if let Err(error) = recorder.record(&event) {
                 tracing::error!(%error, "news of a token file is not on the record");
             }

@@ -34,7 +34,7 @@ pub(super) fn of_all(config: &Config) -> Vec<PathBuf> {
 }
 
 /// Why the connection must not be served, when an agent's user can open one of its sockets; with the mend.
-pub(super) fn open_to_agents(config: &Config, connection: &Connection) -> Option<String> {
+pub(crate) fn open_to_agents(config: &Config, connection: &Connection) -> Option<String> {
     let sockets: Vec<PathBuf> = of(connection).into_iter().filter(|path| is_socket(path)).collect();
     for agent in &config.agents {
         let Ok(Some(user)) = User::from_name(&agent.user) else { continue };
@@ -53,6 +53,11 @@ pub(super) fn open_to_agents(config: &Config, connection: &Connection) -> Option
         }
     }
     None
+}
+
+/// Whether permission bits let a user open a socket.
+pub(crate) fn may_user_connect(socket: &Path, user: &User) -> bool {
+    is_socket(socket) && may_connect(socket, user.uid.as_raw(), &groups_of(user))
 }
 
 fn is_socket(path: &Path) -> bool {

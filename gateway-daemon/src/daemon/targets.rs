@@ -40,7 +40,9 @@ impl Resolved {
                     seen.retain(|_, last| now.duration_since(*last) <= connection.linger);
                 }
                 // What was protected stays so: a resolver that fails must not open a road.
-                Err(error) => self.failed.push(format!("connection `{}`: {}: {error}", connection.name, connection.host)),
+                Err(error) => {
+                    self.failed.push(format!("connection `{}`: {}: {error}", connection.name, connection.host))
+                }
             }
         }
     }

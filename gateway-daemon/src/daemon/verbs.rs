@@ -188,7 +188,8 @@ impl Weir {
     }
 
     fn kill_session(&self, uid: u32, session: &str) -> Outcome {
-        let id: SessionId = session.parse().map_err(|_| format!("`{}` is no session's name", session.escape_debug()))?;
+        let id: SessionId =
+            session.parse().map_err(|_| format!("`{}` is no session's name", session.escape_debug()))?;
         if !self.sessions.end(id, &format!("it was killed by {}", person(uid))) {
             return Err(format!("session {id} is not open"));
         }

@@ -46,12 +46,8 @@ pub fn split_off() -> io::Result<LauncherProcess> {
 /// The system refuses a socket or a process.
 pub fn split_off_from(weir: &Path) -> io::Result<LauncherProcess> {
     let (ours, theirs) = StdUnixStream::pair()?;
-    let process = Command::new(weir)
-        .arg("launcher")
-        .env_clear()
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .spawn()?;
+    let process =
+        Command::new(weir).arg("launcher").env_clear().stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn()?;
     Ok(LauncherProcess { process, socket: ours })
 }
 
@@ -228,12 +224,7 @@ impl Launcher {
         Ok((Pending { id, channel, incoming: Incoming::default(), forked, ended }, theirs))
     }
 
-    async fn order(
-        &self,
-        order: Launch,
-        stdio: &[OwnedFd; 3],
-        channel: &StdUnixStream,
-    ) -> Result<(), LaunchError> {
+    async fn order(&self, order: Launch, stdio: &[OwnedFd; 3], channel: &StdUnixStream) -> Result<(), LaunchError> {
         let [stdin, stdout, stderr] = stdio;
         let descriptors = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), channel.as_fd()];
         let socket = self.0.orders.lock().await;
@@ -285,10 +276,7 @@ impl Pending {
 }
 
 /// Reads the channel until it says that the command runs; gives its process where that is another one than was forked.
-async fn executed(
-    channel: &UnixStream,
-    incoming: &mut Incoming,
-) -> Result<Option<i32>, LaunchError> {
+async fn executed(channel: &UnixStream, incoming: &mut Incoming) -> Result<Option<i32>, LaunchError> {
     let mut ready = false;
     loop {
         match receive(channel, incoming).await {
@@ -412,10 +400,7 @@ async fn next_report(channel: Option<&UnixStream>, incoming: &mut Incoming) -> O
 async fn order(channel: &UnixStream, order: Order) -> io::Result<()> {
     match send(channel, &order, &[]).await {
         Err(FrameError::Io { source })
-            if !matches!(
-                source.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            ) =>
+            if !matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
         {
             Err(source)
         }

@@ -74,10 +74,7 @@ impl CredentialSource {
             Err(error) => {
                 let error = Arc::new(error);
                 tracing::warn!(error = %error, "a credential could not be fetched");
-                *failure = Some(Failure {
-                    error: Arc::clone(&error),
-                    until: Instant::now() + FAILURE_KEPT,
-                });
+                *failure = Some(Failure { error: Arc::clone(&error), until: Instant::now() + FAILURE_KEPT });
                 self.still_valid().ok_or(error)
             }
         }
@@ -93,17 +90,13 @@ impl CredentialSource {
 
     fn fresh(&self) -> Option<Arc<Credential>> {
         let kept = self.current.load();
-        kept.as_ref()
-            .filter(|kept| Instant::now() < kept.renew && kept.valid())
-            .map(|kept| kept.credential.clone())
+        kept.as_ref().filter(|kept| Instant::now() < kept.renew && kept.valid()).map(|kept| kept.credential.clone())
     }
 
     fn still_valid(&self) -> Option<Arc<Credential>> {
         // One without an end is from a file or variable that is gone now: that is a withdrawal.
         let kept = self.current.load();
-        kept.as_ref()
-            .filter(|kept| kept.ends.is_some() && kept.valid())
-            .map(|kept| kept.credential.clone())
+        kept.as_ref().filter(|kept| kept.ends.is_some() && kept.valid()).map(|kept| kept.credential.clone())
     }
 }
 
@@ -111,8 +104,7 @@ impl Kept {
     fn new(credential: Arc<Credential>) -> Self {
         let ends = credential.expires;
         let left = ends.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
-        let keep = left
-            .map_or(KEPT_WITHOUT_EXPIRY, |left| left.saturating_sub(RENEWED_BEFORE.min(left / 2)));
+        let keep = left.map_or(KEPT_WITHOUT_EXPIRY, |left| left.saturating_sub(RENEWED_BEFORE.min(left / 2)));
         // An expiry too far for the clock to reach is looked at again after the usual time.
         let now = Instant::now();
         Self { credential, renew: now.checked_add(keep).unwrap_or(now + KEPT_WITHOUT_EXPIRY), ends }

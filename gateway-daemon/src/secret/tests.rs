@@ -28,29 +28,12 @@ fn a_reference_has_exactly_one_key_that_is_known() {
     assert_eq!(parse(r#"{"file":"/a"}"#).unwrap(), SecretRef::File("/a".into()));
     assert_eq!(parse(r#"{"env":"A"}"#).unwrap(), SecretRef::Env("A".into()));
     assert_eq!(parse(r#"{"credential":"a"}"#).unwrap(), SecretRef::Credential("a".into()));
-    assert_eq!(
-        parse(r#"{"command":["/a","b"]}"#).unwrap(),
-        SecretRef::Command(vec!["/a".into(), "b".into()])
-    );
-    for wrong in [
-        r#"{}"#,
-        r#"{"file":"/a","env":"A"}"#,
-        r#"{"password":"p"}"#,
-        r#""inline""#,
-        r#"{"file":1}"#,
-    ] {
+    assert_eq!(parse(r#"{"command":["/a","b"]}"#).unwrap(), SecretRef::Command(vec!["/a".into(), "b".into()]));
+    for wrong in [r#"{}"#, r#"{"file":"/a","env":"A"}"#, r#"{"password":"p"}"#, r#""inline""#, r#"{"file":1}"#] {
         assert!(parse(wrong).is_err(), "{wrong}");
     }
-    assert!(
-        toml::from_str::<std::collections::HashMap<String, SecretRef>>(
-            "p = { file = '/a', env = 'A' }"
-        )
-        .is_err()
-    );
-    assert!(
-        toml::from_str::<std::collections::HashMap<String, SecretRef>>("p = { file = '/a' }")
-            .is_ok()
-    );
+    assert!(toml::from_str::<std::collections::HashMap<String, SecretRef>>("p = { file = '/a', env = 'A' }").is_err());
+    assert!(toml::from_str::<std::collections::HashMap<String, SecretRef>>("p = { file = '/a' }").is_ok());
 }
 
 #[test]
@@ -69,8 +52,7 @@ fn a_reference_that_cannot_work_fails_when_it_is_checked() {
 
 #[tokio::test]
 async fn a_file_gives_its_text_without_the_last_newline() {
-    for (bytes, expected) in
-        [("s3cret", "s3cret"), ("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), ("a\n\n", "a\n")]
+    for (bytes, expected) in [("s3cret", "s3cret"), ("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), ("a\n\n", "a\n")]
     {
         let folder = folder();
         let path = file(&folder, bytes.as_bytes(), 0o400);
@@ -129,24 +111,14 @@ async fn a_file_open_to_others_is_refused_also_behind_a_link() {
 async fn a_pipe_in_the_place_of_a_file_does_not_make_the_daemon_wait() {
     let folder = folder();
     let path = folder.path().join("pipe");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &path,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR,
-        0,
-    )
-    .unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
     assert!(matches!(SecretRef::File(path).resolve().await, Err(SecretError::NotAFile { .. })));
 }
 
 #[tokio::test]
 async fn the_environment_and_systemd_are_asked_by_name() {
     assert!(password(&SecretRef::Env("PATH".into())).await.unwrap().contains("/bin"));
-    assert!(matches!(
-        SecretRef::Env("WEIR_NO_SUCH".into()).resolve().await,
-        Err(SecretError::NoVariable { .. })
-    ));
+    assert!(matches!(SecretRef::Env("WEIR_NO_SUCH".into()).resolve().await, Err(SecretError::NoVariable { .. })));
     assert!(matches!(credential_path(None, "db"), Err(SecretError::NoCredentials { .. })));
     assert_eq!(
         credential_path(Some("/run/credentials/weir".into()), "db").unwrap(),
@@ -166,8 +138,7 @@ async fn a_command_gives_user_password_and_expiry() {
 
 #[tokio::test]
 async fn a_command_sees_nothing_of_the_daemons_environment() {
-    let reference =
-        shell(r#"printf '{"password":"%s"}' "${HOME-none}${CARGO_MANIFEST_DIR-none}$(pwd)""#);
+    let reference = shell(r#"printf '{"password":"%s"}' "${HOME-none}${CARGO_MANIFEST_DIR-none}$(pwd)""#);
     assert_eq!(password(&reference).await.unwrap(), "nonenone/");
 }
 
@@ -187,10 +158,7 @@ async fn a_command_that_misbehaves_is_refused_without_its_output() {
         let error = shell(script).resolve().await.unwrap_err();
         let (shown, debug) = (error.to_string(), format!("{error:?}"));
         assert!(shown.contains(fault), "{script}: {shown}");
-        assert!(
-            !shown.contains("hunter2") && !debug.contains("hunter2"),
-            "{script}: {shown} {debug}"
-        );
+        assert!(!shown.contains("hunter2") && !debug.contains("hunter2"), "{script}: {shown} {debug}");
     }
 }
 
@@ -205,9 +173,7 @@ async fn a_command_that_takes_too_long_is_killed_with_all_its_children() {
     let child = fs::read_to_string(pid).unwrap();
     // An orphan's end is its new parent's to collect: dead is dead.
     let ended = || match fs::read_to_string(format!("/proc/{}/stat", child.trim())) {
-        Ok(stat) => {
-            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
-        }
+        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
         Err(_) => true,
     };
     while !ended() {
@@ -239,9 +205,7 @@ async fn however_many_ask_the_credential_is_fetched_once() {
     let asking: Vec<_> = (0..20)
         .map(|_| {
             let source = Arc::clone(&source);
-            tokio::spawn(async move {
-                source.current().await.unwrap().password.expose_secret().to_owned()
-            })
+            tokio::spawn(async move { source.current().await.unwrap().password.expose_secret().to_owned() })
         })
         .collect();
     for asked in asking {

@@ -140,7 +140,10 @@ impl Judge for SessionJudge {
             let why = self.catalog.failure().unwrap_or_else(|| "it was never fetched".into());
             let message = format!("Weir cannot read the database's catalogue: {why}");
             let answer = ErrorAnswer { severity: Severity::Error, ..ErrorAnswer::fatal("58000", message) };
-            return Err(Unread::Never { answer: Box::new(answer), kept: format!("/* not read: {} bytes */", sql.len()) });
+            return Err(Unread::Never {
+                answer: Box::new(answer),
+                kept: format!("/* not read: {} bytes */", sql.len()),
+            });
         };
         let read = || self.cache.read(sql, &catalog, &self.names);
         let read = if sql.len() > LONG_TEXT_BYTES { tokio::task::block_in_place(read) } else { read() };
@@ -234,7 +237,8 @@ impl Judge for SessionJudge {
 
 /// What an agent is told whose identity does not stand.
 pub fn no_standing(standing: &Standing) -> ErrorAnswer {
-    ErrorAnswer::fatal(NO_IDENTITY, format!("Weir ended this session: {standing}")).hint(standing.hint().unwrap_or_default())
+    ErrorAnswer::fatal(NO_IDENTITY, format!("Weir ended this session: {standing}"))
+        .hint(standing.hint().unwrap_or_default())
 }
 
 /// An access in a line for people: `select public.customers (id, name)`.

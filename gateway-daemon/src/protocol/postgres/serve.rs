@@ -18,7 +18,9 @@ use tokio::{
 };
 
 use super::{
-    answer::{self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, REFUSED, TOO_MANY, UPSTREAM},
+    answer::{
+        self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, REFUSED, TOO_MANY, UPSTREAM,
+    },
     cancels::{CancelPlace, Cancels},
     catalogs::{CatalogCell, Catalogs},
     judge::{JudgeParts, SessionJudge, no_standing},
@@ -533,7 +535,8 @@ fn with_search_path(
 ) -> Result<crate::sql::SessionNames, ErrorAnswer> {
     for (_, value) in startup.settings.iter().filter(|(name, _)| name == "search_path") {
         let path = crate::sql::SearchPath::parse(value);
-        let refuse = |why: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: search_path: {why}"));
+        let refuse =
+            |why: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: search_path: {why}"));
         let path = path.map_err(|error| refuse(error.to_string()))?;
         let effect = crate::sql::NameEffect::SearchPath(path);
         names.apply(&[effect]).map_err(|error| refuse(error.to_string()))?;

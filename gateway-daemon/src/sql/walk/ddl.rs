@@ -3,8 +3,9 @@
 use pg_query::{
     Node, NodeEnum,
     protobuf::{
-        AlterDomainStmt, AlterTableCmd, AlterTableStmt, AlterTableType, ColumnDef, ConstrType, Constraint, CreateDomainStmt,
-        CreateFunctionStmt, CreateStmt, IndexStmt, ObjectType, RangeVar, ReindexObjectType, ReindexStmt, RenameStmt,
+        AlterDomainStmt, AlterTableCmd, AlterTableStmt, AlterTableType, ColumnDef, ConstrType, Constraint,
+        CreateDomainStmt, CreateFunctionStmt, CreateStmt, IndexStmt, ObjectType, RangeVar, ReindexObjectType,
+        ReindexStmt, RenameStmt,
     },
 };
 
@@ -177,7 +178,9 @@ impl Walker<'_> {
                 }
                 self.add(Action::Grant, Object::Database);
             }
-            NodeEnum::GrantRoleStmt(_) | NodeEnum::AlterDefaultPrivilegesStmt(_) => self.add(Action::Grant, Object::Database),
+            NodeEnum::GrantRoleStmt(_) | NodeEnum::AlterDefaultPrivilegesStmt(_) => {
+                self.add(Action::Grant, Object::Database)
+            }
             NodeEnum::CreateRoleStmt(e) => {
                 self.other(Action::Role, "role", &e.role);
                 self.secret = true;
@@ -346,9 +349,12 @@ impl Walker<'_> {
     /// Whether a constraint brings an expression. A foreign key ties another table.
     fn constraint_code(&mut self, constraint: &Constraint) -> bool {
         match ConstrType::try_from(constraint.contype) {
-            Ok(ConstrType::ConstrDefault | ConstrType::ConstrGenerated | ConstrType::ConstrCheck | ConstrType::ConstrExclusion) => {
-                true
-            }
+            Ok(
+                ConstrType::ConstrDefault
+                | ConstrType::ConstrGenerated
+                | ConstrType::ConstrCheck
+                | ConstrType::ConstrExclusion,
+            ) => true,
             Ok(ConstrType::ConstrForeign) => {
                 self.changed(constraint.pktable.as_ref(), Action::Alter);
                 false
@@ -377,10 +383,7 @@ impl Walker<'_> {
         let Some(relation) = &e.relation else { return self.unplaced(None) };
         let targets = self.targets(relation);
         let objects: Vec<Object> = targets.iter().map(super::names::Target::object).collect();
-        let is_view = matches!(
-            ObjectType::try_from(e.objtype),
-            Ok(ObjectType::ObjectView | ObjectType::ObjectMatview)
-        );
+        let is_view = matches!(ObjectType::try_from(e.objtype), Ok(ObjectType::ObjectView | ObjectType::ObjectMatview));
         for command in &e.cmds {
             match &command.node {
                 Some(NodeEnum::AlterTableCmd(command)) => {
@@ -412,8 +415,12 @@ impl Walker<'_> {
             _ => false,
         };
         match T::try_from(command.subtype) {
-            Ok(T::AtColumnDefault | T::AtSetExpression | T::AtDropExpression) => vec![Action::Alter, Action::Expression],
-            Ok(T::AtAddColumn | T::AtAddConstraint | T::AtAlterColumnType) if code => vec![Action::Alter, Action::Expression],
+            Ok(T::AtColumnDefault | T::AtSetExpression | T::AtDropExpression) => {
+                vec![Action::Alter, Action::Expression]
+            }
+            Ok(T::AtAddColumn | T::AtAddConstraint | T::AtAlterColumnType) if code => {
+                vec![Action::Alter, Action::Expression]
+            }
             Ok(T::AtChangeOwner) => vec![Action::Owner],
             Ok(
                 T::AtEnableTrig
@@ -425,7 +432,9 @@ impl Walker<'_> {
                 | T::AtEnableTrigUser
                 | T::AtDisableTrigUser,
             ) => vec![Action::Trigger],
-            Ok(T::AtEnableRule | T::AtEnableAlwaysRule | T::AtEnableReplicaRule | T::AtDisableRule) => vec![Action::Rule],
+            Ok(T::AtEnableRule | T::AtEnableAlwaysRule | T::AtEnableReplicaRule | T::AtDisableRule) => {
+                vec![Action::Rule]
+            }
             Ok(T::AtEnableRowSecurity | T::AtDisableRowSecurity | T::AtForceRowSecurity | T::AtNoForceRowSecurity) => {
                 vec![Action::RowPolicy]
             }
@@ -559,7 +568,9 @@ impl Walker<'_> {
     fn rename(&mut self, e: &RenameStmt) {
         let kind = match ObjectType::try_from(e.rename_type) {
             // A column or constraint belongs to what is renamed around it.
-            Ok(ObjectType::ObjectColumn | ObjectType::ObjectAttribute | ObjectType::ObjectTabconstraint) => e.relation_type,
+            Ok(ObjectType::ObjectColumn | ObjectType::ObjectAttribute | ObjectType::ObjectTabconstraint) => {
+                e.relation_type
+            }
             _ => e.rename_type,
         };
         match (kind, e.object.as_deref()) {
@@ -570,9 +581,7 @@ impl Walker<'_> {
 
     /// ALTER SCHEMA, ROLE, DATABASE … RENAME name it by a word alone.
     fn renamed_by_name(&mut self, kind: i32, name: &str) {
-        let node = Node {
-            node: Some(NodeEnum::String(pg_query::protobuf::String { sval: name.to_owned() })),
-        };
+        let node = Node { node: Some(NodeEnum::String(pg_query::protobuf::String { sval: name.to_owned() })) };
         self.object(kind, Some(&node), Deed::Alter);
     }
 
@@ -593,11 +602,15 @@ impl Walker<'_> {
             Ok(ReindexObjectType::ReindexObjectIndex | ReindexObjectType::ReindexObjectTable) => {
                 self.changed(e.relation.as_ref(), Action::Maintain);
             }
-            Ok(ReindexObjectType::ReindexObjectSchema) => self.add(Action::Maintain, Object::Schema { schema: cut(&e.name) }),
+            Ok(ReindexObjectType::ReindexObjectSchema) => {
+                self.add(Action::Maintain, Object::Schema { schema: cut(&e.name) })
+            }
             Ok(ReindexObjectType::ReindexObjectSystem | ReindexObjectType::ReindexObjectDatabase) => {
                 self.add(Action::Maintain, Object::Database);
             }
-            Ok(ReindexObjectType::Undefined) | Err(_) => self.unknown("node", "ReindexStmt", "this form of it is not understood"),
+            Ok(ReindexObjectType::Undefined) | Err(_) => {
+                self.unknown("node", "ReindexStmt", "this form of it is not understood")
+            }
         }
     }
 }

@@ -223,12 +223,16 @@ impl<'a> Walker<'a> {
             Object::Relation { schema, .. } => is_system(schema),
             _ => false,
         };
-        let touched: Vec<_> = self.uses.iter().filter(|((_, object), _)| system(object)).map(|(key, _)| key.clone()).collect();
+        let touched: Vec<_> =
+            self.uses.iter().filter(|((_, object), _)| system(object)).map(|(key, _)| key.clone()).collect();
         for key in touched {
             let Some(columns) = self.uses.get(&key) else { continue };
             if !may_touch(&key, columns) {
                 self.uses.remove(&key);
-                self.unknown_object(key.1, "it is not on the list of catalogues that may be read, or not with these columns");
+                self.unknown_object(
+                    key.1,
+                    "it is not on the list of catalogues that may be read, or not with these columns",
+                );
             }
         }
     }

@@ -74,7 +74,9 @@ pub(super) fn handling(kind: i32) -> Option<Handling> {
         // Their names are those of a type, with what is changed behind.
         O::ObjectAttribute | O::ObjectDomconstraint => ddl(Named::OfRelation),
         O::ObjectView | O::ObjectMatview => all(Action::View, Named::Relation),
-        O::ObjectFunction | O::ObjectProcedure | O::ObjectAggregate | O::ObjectRoutine => all(Action::Routine, Named::Function),
+        O::ObjectFunction | O::ObjectProcedure | O::ObjectAggregate | O::ObjectRoutine => {
+            all(Action::Routine, Named::Function)
+        }
         O::ObjectOperator => all(Action::Routine, Named::Other("operator")),
         O::ObjectOpclass => all(Action::Routine, Named::Other("operator class")),
         O::ObjectOpfamily => all(Action::Routine, Named::Other("operator family")),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use pg_query::{
     Node, NodeEnum,
     protobuf::{
-        CopyStmt, CreateTableAsStmt, DeclareCursorStmt, DefElem, DiscardMode, ExplainStmt, IntoClause, LockStmt, ObjectType,
-        TransactionStmt, TransactionStmtKind, VacuumStmt, a_const::Val,
+        CopyStmt, CreateTableAsStmt, DeclareCursorStmt, DefElem, DiscardMode, ExplainStmt, IntoClause, LockStmt,
+        ObjectType, TransactionStmt, TransactionStmtKind, VacuumStmt, a_const::Val,
     },
 };
 

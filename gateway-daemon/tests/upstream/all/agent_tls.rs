@@ -12,8 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use gateway_daemon::protocol::postgres::tls::{
-    AcceptError, CaError, DeclaredNames, FileError, HostCa, TlsStart, accept_tls, bundle,
-    is_direct_tls,
+    AcceptError, CaError, DeclaredNames, FileError, HostCa, TlsStart, accept_tls, bundle, is_direct_tls,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{
@@ -55,8 +54,7 @@ async fn relay(listener: TcpListener, config: Arc<ServerConfig>, server: SocketA
             let mut request = [0; 8];
             agent.read_exact(&mut request).await?;
             agent.write_all(b"S").await?;
-            let accepted =
-                accept_tls(agent, config, Bytes::new(), TlsStart::Requested, HANDSHAKE).await;
+            let accepted = accept_tls(agent, config, Bytes::new(), TlsStart::Requested, HANDSHAKE).await;
             let mut agent = accepted.map_err(std::io::Error::other)?;
             let mut upstream = TcpStream::connect(server).await?;
             tokio::io::copy_bidirectional(&mut agent, &mut upstream).await
@@ -65,16 +63,10 @@ async fn relay(listener: TcpListener, config: Arc<ServerConfig>, server: SocketA
 }
 
 async fn psql(ca: &Path, port: u16, target: &str) -> Output {
-    let conninfo = format!(
-        "{target} port={port} user=trusty dbname=postgres sslmode=verify-full sslrootcert={}",
-        ca.display()
-    );
+    let conninfo =
+        format!("{target} port={port} user=trusty dbname=postgres sslmode=verify-full sslrootcert={}", ca.display());
     let asked = tokio::task::spawn_blocking(move || {
-        Command::new("psql")
-            .env_clear()
-            .args(["-X", "-At", "-c", "select 6*7", &conninfo])
-            .output()
-            .unwrap()
+        Command::new("psql").env_clear().args(["-X", "-At", "-c", "select 6*7", &conninfo]).output().unwrap()
     });
     asked.await.unwrap()
 }
@@ -84,33 +76,25 @@ async fn psql_verifies_host_and_address_in_full_and_nothing_that_is_not_declared
     let own = Authority::new("the server's own");
     let server = Server::start(&own.issue(&["localhost"]));
     let folder = tempfile::tempdir().unwrap();
-    let ca =
-        HostCa::open_or_create(&folder.path().join("ca"), declared(&["db.weir.test", "127.0.0.1"]))
-            .unwrap();
+    let ca = HostCa::open_or_create(&folder.path().join("ca"), declared(&["db.weir.test", "127.0.0.1"])).unwrap();
     let (root, all) = (folder.path().join("root.pem"), folder.path().join("all.pem"));
     fs::write(&root, ca.show().pem).unwrap();
     fs::write(&all, bundle(&ca.show())).unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let relay =
-        tokio::spawn(relay(listener, config(&ca, &["db.weir.test", "127.0.0.1"]), server.address));
+    let relay = tokio::spawn(relay(listener, config(&ca, &["db.weir.test", "127.0.0.1"]), server.address));
     let other = folder.path().join("other.pem");
     fs::write(&other, own.certificate.pem()).unwrap();
     for (roots, target, fault) in [
         (&root, "host=db.weir.test hostaddr=127.0.0.1", None),
         (&root, "host=127.0.0.1", None),
         (&all, "host=127.0.0.1", None),
-        (
-            &root,
-            "host=localhost hostaddr=127.0.0.1",
-            Some("does not match host name \"localhost\""),
-        ),
+        (&root, "host=localhost hostaddr=127.0.0.1", Some("does not match host name \"localhost\"")),
         (&root, "host=sub.db.weir.test hostaddr=127.0.0.1", Some("does not match host name")),
         (&other, "host=127.0.0.1", Some("certificate verify failed")),
     ] {
         let output = psql(roots, port, target).await;
-        let (out, err) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         match fault {
             None => assert_eq!((out.trim(), err.trim()), ("42", ""), "{target}"),
             Some(fault) => assert!(err.contains(fault) && out.is_empty(), "{target}: {err}"),
@@ -133,9 +117,7 @@ fn openssl_verify(folder: &Path, name: &str, der: &CertificateDer<'_>) -> Output
     let leaf = folder.join("leaf.der");
     fs::write(&leaf, der).unwrap();
     let mut verify = Command::new("openssl");
-    verify
-        .args(["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile"])
-        .arg(folder.join("ca.pem"));
+    verify.args(["verify", "-x509_strict", "-purpose", "sslserver", "-CAfile"]).arg(folder.join("ca.pem"));
     let kind = if name.parse::<IpAddr>().is_ok() { "-verify_ip" } else { "-verify_hostname" };
     verify.args([kind, name]).arg(&leaf).output().unwrap()
 }
@@ -145,14 +127,10 @@ fn rustls_verify(folder: &Path, name: &str, der: &CertificateDer<'_>) -> Result<
     roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier =
-        rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .unwrap();
+        rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
     let name = ServerName::try_from(name).unwrap();
     use rustls::client::danger::ServerCertVerifier;
-    verifier
-        .verify_server_cert(der, &[], &name, &[], rustls::pki_types::UnixTime::now())
-        .map(|_| ())
+    verifier.verify_server_cert(der, &[], &name, &[], rustls::pki_types::UnixTime::now()).map(|_| ())
 }
 
 #[test]
@@ -176,26 +154,16 @@ fn even_with_its_key_the_ca_vouches_for_declared_names_alone() {
         for name in genuine {
             let der = leaf(name);
             let openssl = openssl_verify(folder.path(), name, &der);
-            assert!(
-                openssl.status.success(),
-                "{name}: {}",
-                String::from_utf8_lossy(&openssl.stderr)
-            );
+            assert!(openssl.status.success(), "{name}: {}", String::from_utf8_lossy(&openssl.stderr));
             rustls_verify(folder.path(), name, &der).unwrap();
         }
         for name in forgeries {
             let der = leaf(name);
             let openssl = openssl_verify(folder.path(), name, &der);
             let text = String::from_utf8_lossy(&openssl.stderr).into_owned();
-            assert!(
-                !openssl.status.success() && text.contains("subtree violation"),
-                "{names:?} {name}: {text}"
-            );
+            assert!(!openssl.status.success() && text.contains("subtree violation"), "{names:?} {name}: {text}");
             let error = rustls_verify(folder.path(), name, &der).unwrap_err();
-            assert!(
-                error.to_string().contains("NameConstraintViolation"),
-                "{names:?} {name}: {error}"
-            );
+            assert!(error.to_string().contains("NameConstraintViolation"), "{names:?} {name}: {error}");
         }
     }
 }
@@ -204,10 +172,8 @@ fn even_with_its_key_the_ca_vouches_for_declared_names_alone() {
 fn the_ca_makes_no_further_ca() {
     let folder = tempfile::tempdir().unwrap();
     let _ca = HostCa::open_or_create(folder.path(), declared(&["db.weir.test"])).unwrap();
-    let text = Command::new("openssl")
-        .args(["x509", "-noout", "-text", "-in"])
-        .arg(folder.path().join("ca.pem"))
-        .output();
+    let text =
+        Command::new("openssl").args(["x509", "-noout", "-text", "-in"]).arg(folder.path().join("ca.pem")).output();
     let text = String::from_utf8(text.unwrap().stdout).unwrap();
     for line in [
         "X509v3 Name Constraints: critical",
@@ -221,29 +187,19 @@ fn the_ca_makes_no_further_ca() {
     let mut params = named(&[], "a CA below");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let below_key = KeyPair::generate().unwrap();
-    let key =
-        KeyPair::from_pem(&fs::read_to_string(folder.path().join("ca.key")).unwrap()).unwrap();
+    let key = KeyPair::from_pem(&fs::read_to_string(folder.path().join("ca.key")).unwrap()).unwrap();
     let ca = CertificateDer::from_pem_file(folder.path().join("ca.pem")).unwrap();
     let below = params.signed_by(&below_key, &Issuer::from_ca_cert_der(&ca, key).unwrap()).unwrap();
     let leaf = named(&["db.weir.test"], "leaf");
-    let leaf =
-        leaf.signed_by(&KeyPair::generate().unwrap(), &Issuer::new(params, below_key)).unwrap();
+    let leaf = leaf.signed_by(&KeyPair::generate().unwrap(), &Issuer::new(params, below_key)).unwrap();
     let (between, end) = (folder.path().join("between.pem"), folder.path().join("end.pem"));
     fs::write(&between, below.pem()).unwrap();
     fs::write(&end, leaf.pem()).unwrap();
     let mut verify = Command::new("openssl");
-    verify
-        .args(["verify", "-CAfile"])
-        .arg(folder.path().join("ca.pem"))
-        .arg("-untrusted")
-        .arg(between)
-        .arg(end);
+    verify.args(["verify", "-CAfile"]).arg(folder.path().join("ca.pem")).arg("-untrusted").arg(between).arg(end);
     let verified = verify.output().unwrap();
     let text = String::from_utf8_lossy(&verified.stderr).into_owned();
-    assert!(
-        !verified.status.success() && text.contains("path length constraint exceeded"),
-        "{text}"
-    );
+    assert!(!verified.status.success() && text.contains("path length constraint exceeded"), "{text}");
 }
 
 #[test]
@@ -302,10 +258,7 @@ fn the_key_is_the_daemons_alone() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
     fs::rename(path.join("ca.key"), path.join("elsewhere")).unwrap();
     std::os::unix::fs::symlink(path.join("elsewhere"), path.join("ca.key")).unwrap();
-    assert!(
-        matches!(open().unwrap_err(), CaError::File(FileError::Io { .. })),
-        "a link in the key's place"
-    );
+    assert!(matches!(open().unwrap_err(), CaError::File(FileError::Io { .. })), "a link in the key's place");
     fs::remove_file(path.join("ca.key")).unwrap();
     fs::write(path.join("ca.key"), "no key").unwrap();
     fs::set_permissions(path.join("ca.key"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -376,14 +329,8 @@ async fn direct(alpn: &[&[u8]], start: TlsStart) -> Result<String, AcceptError> 
 async fn direct_tls_needs_postgresqls_alpn_and_a_request_nothing_behind_it() {
     assert_eq!(direct(&[b"postgresql"], TlsStart::Direct).await.unwrap(), "hello");
     assert!(matches!(direct(&[], TlsStart::Direct).await, Err(AcceptError::NoAlpn)));
-    assert!(matches!(
-        direct(&[b"h2", b"http/1.1"], TlsStart::Direct).await,
-        Err(AcceptError::Handshake(_))
-    ));
-    assert!(matches!(
-        direct(&[], TlsStart::Requested).await,
-        Err(AcceptError::Stuffed { count: 100 })
-    ));
+    assert!(matches!(direct(&[b"h2", b"http/1.1"], TlsStart::Direct).await, Err(AcceptError::Handshake(_))));
+    assert!(matches!(direct(&[], TlsStart::Requested).await, Err(AcceptError::Stuffed { count: 100 })));
 }
 
 #[tokio::test]
@@ -394,8 +341,6 @@ async fn a_silent_client_ends_at_the_deadline() {
     let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (tcp, _) = listener.accept().await.unwrap();
     let limit = Duration::from_millis(100);
-    let ended =
-        accept_tls(tcp, config(&ca, &["db.weir.test"]), Bytes::new(), TlsStart::Requested, limit)
-            .await;
+    let ended = accept_tls(tcp, config(&ca, &["db.weir.test"]), Bytes::new(), TlsStart::Requested, limit).await;
     assert!(matches!(ended, Err(AcceptError::Deadline { .. })));
 }

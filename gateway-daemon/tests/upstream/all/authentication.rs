@@ -3,9 +3,7 @@
 use std::{fs, sync::Arc};
 
 use gateway_daemon::{
-    protocol::postgres::upstream::{
-        AuthKind, ChannelBinding, Failure, TlsMode, connect, simple_query_rows,
-    },
+    protocol::postgres::upstream::{AuthKind, ChannelBinding, Failure, TlsMode, connect, simple_query_rows},
     secret::{CredentialSource, SecretRef},
 };
 
@@ -16,8 +14,7 @@ use super::{
 };
 
 /// User, TLS, channel binding and password; the way in, or part of the refusal.
-type Row =
-    (&'static str, TlsMode, ChannelBinding, Option<&'static str>, Result<AuthKind, &'static str>);
+type Row = (&'static str, TlsMode, ChannelBinding, Option<&'static str>, Result<AuthKind, &'static str>);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_method_lets_in_or_is_refused_for_its_own_reason() {
@@ -33,22 +30,10 @@ async fn each_method_lets_in_or_is_refused_for_its_own_reason() {
         ("scram", VerifyFull, require, Some("hunter2"), Ok(AuthKind::ScramPlus)),
         ("scram", Require, require, Some("hunter2"), Ok(AuthKind::ScramPlus)),
         ("scram", Disable, require, Some("hunter2"), Err("the connection is not under TLS")),
-        (
-            "scram",
-            VerifyFull,
-            prefer,
-            Some("wrong"),
-            Err("FATAL 28P01: password authentication failed"),
-        ),
+        ("scram", VerifyFull, prefer, Some("wrong"), Err("FATAL 28P01: password authentication failed")),
         ("scram", VerifyFull, prefer, None, Err("has none")),
         ("tlsonly", VerifyFull, prefer, Some("hunter2"), Ok(AuthKind::ScramPlus)),
-        (
-            "tlsonly",
-            Disable,
-            prefer,
-            Some("hunter2"),
-            Err("FATAL 28000: pg_hba.conf rejects connection"),
-        ),
+        ("tlsonly", Disable, prefer, Some("hunter2"), Err("FATAL 28000: pg_hba.conf rejects connection")),
         ("unicode", Disable, prefer, Some("pä§ wörd Ⅸ"), Ok(AuthKind::Scram)),
         ("unicode", Disable, prefer, Some("pä§ wörd IX"), Ok(AuthKind::Scram)), // the same after SASLprep
         ("md5er", Disable, prefer, Some("hunter2"), Ok(AuthKind::Md5)),
@@ -61,13 +46,7 @@ async fn each_method_lets_in_or_is_refused_for_its_own_reason() {
         ("plain", VerifyFull, prefer, Some("wrong"), Err("FATAL 28P01")),
         ("trusty", Disable, prefer, None, Ok(AuthKind::Trust)),
         ("trusty", VerifyFull, require, Some("hunter2"), Err("let Weir in without it")),
-        (
-            "gssy",
-            Disable,
-            prefer,
-            Some("hunter2"),
-            Err("GSSAPI authentication, which is not supported"),
-        ),
+        ("gssy", Disable, prefer, Some("hunter2"), Err("GSSAPI authentication, which is not supported")),
         (
             "certy",
             VerifyFull,
@@ -102,8 +81,7 @@ async fn a_session_starts_as_it_was_asked_to() {
     let (_file, trusted) = roots(&ca.certificate.pem());
     let server = Server::start(&ca.issue(&["localhost"]));
     let mut wanted = start("template1");
-    wanted.settings =
-        vec![("search_path".into(), "a, b".into()), ("TimeZone".into(), "Asia/Tokyo".into())];
+    wanted.settings = vec![("search_path".into(), "a, b".into()), ("TimeZone".into(), "Asia/Tokyo".into())];
     // A role whose defaults say otherwise, and one that would change how statements are read.
     let settings = settings(TlsMode::VerifyFull, &trusted, "localhost", "encoded");
     let mut upstream = connect(&settings, server.address, &wanted).await.unwrap();
@@ -123,10 +101,7 @@ async fn a_session_starts_as_it_was_asked_to() {
     assert_eq!(rows, [expected.to_vec()]);
 
     let error = connect(&settings, server.address, &start("no_such")).await.unwrap_err();
-    assert!(
-        matches!(&error.failure, Failure::Server { sqlstate, .. } if sqlstate == "3D000"),
-        "{error}"
-    );
+    assert!(matches!(&error.failure, Failure::Server { sqlstate, .. } if sqlstate == "3D000"), "{error}");
 }
 
 #[tokio::test]
@@ -135,27 +110,21 @@ async fn the_credential_names_the_user_and_a_changed_one_is_found() {
     let (_file, trusted) = roots(&ca.certificate.pem());
     let server = Server::start(&ca.issue(&["localhost"]));
     let mut settings = settings(TlsMode::VerifyFull, &trusted, "localhost", "nobody");
-    let command =
-        ["/bin/echo", r#"{"user":"scram","password":"hunter2"}"#].map(str::to_owned).to_vec();
+    let command = ["/bin/echo", r#"{"user":"scram","password":"hunter2"}"#].map(str::to_owned).to_vec();
     settings.credential = Some(Arc::new(CredentialSource::new(SecretRef::Command(command))));
     let upstream = connect(&settings, server.address, &start("postgres")).await.unwrap();
     assert_eq!(&*upstream.user, "scram");
 
     let file = secret_file("yesterday's");
     settings.user = "scram".into();
-    settings.credential =
-        Some(Arc::new(CredentialSource::new(SecretRef::File(file.path().to_owned()))));
+    settings.credential = Some(Arc::new(CredentialSource::new(SecretRef::File(file.path().to_owned()))));
     assert!(connect(&settings, server.address, &start("postgres")).await.is_err());
     fs::write(file.path(), "hunter2").unwrap();
-    connect(&settings, server.address, &start("postgres"))
-        .await
-        .expect("the new password is read at once");
+    connect(&settings, server.address, &start("postgres")).await.expect("the new password is read at once");
 
-    settings.credential =
-        Some(Arc::new(CredentialSource::new(SecretRef::File("/no/such/file".into()))));
+    settings.credential = Some(Arc::new(CredentialSource::new(SecretRef::File("/no/such/file".into()))));
     let error = connect(&settings, server.address, &start("postgres")).await.unwrap_err();
     let report = error.report();
-    let cause =
-        "the credential cannot be had: secret file `/no/such/file` cannot be read: No such file";
+    let cause = "the credential cannot be had: secret file `/no/such/file` cannot be read: No such file";
     assert!(report.contains(cause), "{report}");
 }

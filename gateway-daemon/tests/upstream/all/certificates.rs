@@ -5,10 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// A CA of a test.
 pub(super) struct Authority {
@@ -58,11 +55,7 @@ pub(super) fn self_signed(params: &CertificateParams, key: &KeyPair) -> Identity
 /// A self-signed certificate by OpenSSL, whose arguments choose key and extensions.
 pub(super) fn by_openssl(arguments: &[&str]) -> Identity {
     let folder = tempfile::tempdir().unwrap();
-    openssl(
-        &folder,
-        &["req", "-x509", "-nodes", "-subj", "/CN=localhost", "-keyout", "key", "-out", "crt"],
-        arguments,
-    );
+    openssl(&folder, &["req", "-x509", "-nodes", "-subj", "/CN=localhost", "-keyout", "key", "-out", "crt"], arguments);
     read(&folder)
 }
 
@@ -76,8 +69,7 @@ pub(super) fn version_1() -> Identity {
 }
 
 fn openssl(folder: &tempfile::TempDir, verb: &[&str], arguments: &[&str]) {
-    let done =
-        Command::new("openssl").current_dir(folder).args(verb).args(arguments).output().unwrap();
+    let done = Command::new("openssl").current_dir(folder).args(verb).args(arguments).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 

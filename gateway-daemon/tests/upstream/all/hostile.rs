@@ -47,12 +47,10 @@ async fn meet(mode: TlsMode, roots: &Roots, script: &[Act]) -> UpstreamError {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let script = script.to_vec();
-    let server =
-        tokio::spawn(async move { play(listener.accept().await.unwrap().0, script).await });
+    let server = tokio::spawn(async move { play(listener.accept().await.unwrap().0, script).await });
     let mut settings = settings(mode, roots, "localhost", "scram");
     settings.deadline = DEADLINE;
-    let error =
-        connect(&settings, address, &start("postgres")).await.expect_err("a hostile server");
+    let error = connect(&settings, address, &start("postgres")).await.expect_err("a hostile server");
     server.await.unwrap();
     error
 }
@@ -71,25 +69,10 @@ async fn a_hostile_server_is_refused_in_time_and_by_name() {
     let trust = message(b'R', &[0; 4]);
     let refusal = b"SFATAL\0C28000\0MI am your database, honest\0\0";
     let rows: Vec<(&str, TlsMode, Vec<Act>, &str)> = vec![
-        (
-            "bytes behind S",
-            TlsMode::VerifyFull,
-            vec![Read, say(b"SR\0\0\0\x08\0\0\0\0"), Stay],
-            "9 bytes in the clear",
-        ),
+        ("bytes behind S", TlsMode::VerifyFull, vec![Read, say(b"SR\0\0\0\x08\0\0\0\0"), Stay], "9 bytes in the clear"),
         ("no TLS", TlsMode::Require, vec![Read, say(b"N"), Stay], "does not offer TLS"),
-        (
-            "an error for TLS",
-            TlsMode::VerifyFull,
-            vec![Read, Say(message(b'E', refusal)), Stay],
-            "byte 0x45",
-        ),
-        (
-            "no PostgreSQL",
-            TlsMode::VerifyFull,
-            vec![Read, say(b"SSH-2.0-OpenSSH_9.2\r\n"), Stay],
-            "bytes in the clear",
-        ),
+        ("an error for TLS", TlsMode::VerifyFull, vec![Read, Say(message(b'E', refusal)), Stay], "byte 0x45"),
+        ("no PostgreSQL", TlsMode::VerifyFull, vec![Read, say(b"SSH-2.0-OpenSSH_9.2\r\n"), Stay], "bytes in the clear"),
         (
             "garbage for TLS",
             TlsMode::VerifyFull,
@@ -97,12 +80,7 @@ async fn a_hostile_server_is_refused_in_time_and_by_name() {
             "TLS failed",
         ),
         ("end for TLS", TlsMode::VerifyFull, vec![Read, say(b"S"), Read], "TLS failed"),
-        (
-            "silence at once",
-            TlsMode::VerifyFull,
-            vec![Stay],
-            "no answer within 3s after the request for TLS",
-        ),
+        ("silence at once", TlsMode::VerifyFull, vec![Stay], "no answer within 3s after the request for TLS"),
         (
             "silence in TLS",
             TlsMode::VerifyFull,
@@ -110,25 +88,10 @@ async fn a_hostile_server_is_refused_in_time_and_by_name() {
             "no answer within 3s in the TLS handshake",
         ),
         ("silence", TlsMode::Disable, vec![Stay], "no answer within 3s while authenticating"),
-        (
-            "silence later",
-            TlsMode::Disable,
-            vec![Read, Say(trust.clone()), Stay],
-            "3s before ReadyForQuery",
-        ),
+        ("silence later", TlsMode::Disable, vec![Read, Say(trust.clone()), Stay], "3s before ReadyForQuery"),
         ("end", TlsMode::Disable, vec![Read], "closed the connection while authenticating"),
-        (
-            "end later",
-            TlsMode::Disable,
-            vec![Read, Say(trust.clone())],
-            "closed the connection before ReadyForQuery",
-        ),
-        (
-            "garbage",
-            TlsMode::Disable,
-            vec![Read, say(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Stay],
-            "message `H` claims",
-        ),
+        ("end later", TlsMode::Disable, vec![Read, Say(trust.clone())], "closed the connection before ReadyForQuery"),
+        ("garbage", TlsMode::Disable, vec![Read, say(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Stay], "message `H` claims"),
         (
             "huge",
             TlsMode::Disable,

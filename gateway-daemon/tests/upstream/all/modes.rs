@@ -2,9 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use gateway_daemon::protocol::postgres::upstream::{
-    AuthKind, ChannelBinding, Roots, TlsMode, UpstreamTls, connect,
-};
+use gateway_daemon::protocol::postgres::upstream::{AuthKind, ChannelBinding, Roots, TlsMode, UpstreamTls, connect};
 use rcgen::{IsCa, KeyPair};
 
 use super::{
@@ -23,14 +21,7 @@ use Outcome::{In, Refused};
 
 const BOUND: Outcome = In(AuthKind::ScramPlus);
 
-async fn check(
-    server: &Server,
-    case: &str,
-    mode: TlsMode,
-    roots: &Roots,
-    host: &str,
-    outcome: Outcome,
-) {
+async fn check(server: &Server, case: &str, mode: TlsMode, roots: &Roots, host: &str, outcome: Outcome) {
     let settings = settings(mode, roots, host, "scram");
     match (connect(&settings, server.address, &start("postgres")).await, outcome) {
         (Ok(upstream), In(kind)) => {
@@ -69,13 +60,7 @@ async fn every_mode_verifies_what_libpq_verifies() {
         ("no name", VerifyFull, &right, "a b", Refused("neither a host name nor an address")),
         ("other CA", VerifyFull, &wrong, "localhost", Refused("nobody whom the roots vouch for")),
         ("other CA", VerifyCa, &wrong, "localhost", Refused("nobody whom the roots vouch for")),
-        (
-            "system's CAs",
-            VerifyFull,
-            &Roots::System,
-            "localhost",
-            Refused("nobody whom the roots vouch for"),
-        ),
+        ("system's CAs", VerifyFull, &Roots::System, "localhost", Refused("nobody whom the roots vouch for")),
         ("chain without name", VerifyCa, &right, "db.example", BOUND),
         ("any certificate", Require, &wrong, "db.example", BOUND),
         ("no TLS", Disable, &wrong, "db.example", In(AuthKind::Scram)),
@@ -93,29 +78,20 @@ async fn every_mode_verifies_what_libpq_verifies() {
         ("self-signed", VerifyFull, &right, "localhost", Refused("self-signed")),
         ("self-signed", VerifyCa, &right, "localhost", Refused("self-signed")),
         ("self-signed, itself in ca_file", VerifyFull, &itself, "localhost", BOUND),
-        (
-            "self-signed, itself in ca_file",
-            VerifyFull,
-            &itself,
-            "db.example",
-            Refused("not for `db.example`"),
-        ),
+        ("self-signed, itself in ca_file", VerifyFull, &itself, "db.example", Refused("not for `db.example`")),
         ("self-signed", Require, &right, "localhost", BOUND),
     ] {
         check(&server, case, mode, roots, host, outcome).await;
     }
 
     server.identify(&dated(&ca, -7200, -3600));
-    check(&server, "expired", VerifyCa, &right, "localhost", Refused("certificate ended at 20"))
-        .await;
+    check(&server, "expired", VerifyCa, &right, "localhost", Refused("certificate ended at 20")).await;
     check(&server, "expired", Require, &right, "localhost", BOUND).await;
     server.identify(&dated(&ca, 3600, 7200));
-    check(&server, "not yet", VerifyFull, &right, "localhost", Refused("certificate begins at 20"))
-        .await;
+    check(&server, "not yet", VerifyFull, &right, "localhost", Refused("certificate begins at 20")).await;
 
     server.identify(&version_1());
-    check(&server, "version 1", VerifyCa, &right, "localhost", Refused("is of X.509 version 1"))
-        .await;
+    check(&server, "version 1", VerifyCa, &right, "localhost", Refused("is of X.509 version 1")).await;
 
     server.identify(&ca.issue(&[]));
     check(&server, "no names", VerifyFull, &right, "server", Refused("no subjectAltName")).await;
@@ -173,15 +149,7 @@ async fn a_server_without_tls_is_refused_unless_tls_is_disabled() {
     server.stop();
     server.identify(&ca.issue(&["localhost"]));
     for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
-        check(
-            &server,
-            "no TLS",
-            mode,
-            &trusted,
-            "localhost",
-            Refused("the server does not offer TLS"),
-        )
-        .await;
+        check(&server, "no TLS", mode, &trusted, "localhost", Refused("the server does not offer TLS")).await;
     }
     check(&server, "plain", TlsMode::Disable, &trusted, "localhost", In(AuthKind::Scram)).await;
 }

@@ -13,8 +13,7 @@ use super::{
     server::{Server, roots, settings, start},
 };
 
-pub(super) const LIMITS: RowLimits =
-    RowLimits { rows: 10, bytes: 64 * 1024, deadline: Duration::from_secs(60) };
+pub(super) const LIMITS: RowLimits = RowLimits { rows: 10, bytes: 64 * 1024, deadline: Duration::from_secs(60) };
 
 async fn rows(upstream: &mut Upstream, sql: &str) -> Result<Vec<Vec<Option<String>>>, Failure> {
     simple_query_rows(upstream, sql, &LIMITS).await
@@ -34,34 +33,22 @@ async fn rows_come_as_text_within_limits_and_a_refusal_leaves_the_connection_usa
             [vec![some("1"), None, some("ä")], vec![some("")]]
         );
         let refused = rows(&mut upstream, "select 1/0").await.unwrap_err();
-        assert!(
-            matches!(&refused, Failure::Server { sqlstate, .. } if sqlstate == "22012"),
-            "{refused}"
-        );
+        assert!(matches!(&refused, Failure::Server { sqlstate, .. } if sqlstate == "22012"), "{refused}");
         assert_eq!(rows(&mut upstream, "").await.unwrap(), Vec::<Vec<_>>::new());
         assert_eq!(rows(&mut upstream, "select generate_series(1, 10)").await.unwrap().len(), 10);
         assert!(rows(&mut upstream, "select 1\0; drop").await.is_err());
 
         let fresh = || connect(&settings, server.address, &START);
-        let too_many =
-            rows(&mut fresh().await.unwrap(), "select generate_series(1, 11)").await.unwrap_err();
+        let too_many = rows(&mut fresh().await.unwrap(), "select generate_series(1, 11)").await.unwrap_err();
         assert!(matches!(too_many, Failure::AnswerLimit { unit: "rows", .. }), "{too_many}");
-        let too_wide = rows(
-            &mut fresh().await.unwrap(),
-            "select repeat('x', 30000) from generate_series(1, 3)",
-        )
-        .await;
-        assert!(
-            matches!(too_wide, Err(Failure::AnswerLimit { unit: "bytes", .. })),
-            "{too_wide:?}"
-        );
+        let too_wide = rows(&mut fresh().await.unwrap(), "select repeat('x', 30000) from generate_series(1, 3)").await;
+        assert!(matches!(too_wide, Err(Failure::AnswerLimit { unit: "bytes", .. })), "{too_wide:?}");
         let too_long = rows(&mut fresh().await.unwrap(), "select repeat('x', 100000)").await;
         assert!(matches!(too_long, Err(Failure::MessageLength { .. })), "{too_long:?}");
         let copy = rows(&mut fresh().await.unwrap(), "copy (select 1) to stdout").await;
         assert!(matches!(copy, Err(Failure::Unexpected { tag: 'H', .. })), "{copy:?}");
         let hurried = RowLimits { deadline: Duration::from_millis(100), ..LIMITS };
-        let slow =
-            simple_query_rows(&mut fresh().await.unwrap(), "select pg_sleep(60)", &hurried).await;
+        let slow = simple_query_rows(&mut fresh().await.unwrap(), "select pg_sleep(60)", &hurried).await;
         assert!(matches!(slow, Err(Failure::Deadline { .. })), "{slow:?}");
     }
 }
@@ -80,27 +67,16 @@ async fn a_cancel_ends_what_the_server_is_doing() {
         let key = sleeper.greeting.key.unwrap();
         let sleeping = tokio::spawn(async move { rows(&mut sleeper, "select pg_sleep(60)").await });
         let mut watcher = connect(&settings, server.address, &START).await.unwrap();
-        let active = format!(
-            "select 1 from pg_stat_activity where pid = {} and wait_event = 'PgSleep'",
-            key.process
-        );
+        let active = format!("select 1 from pg_stat_activity where pid = {} and wait_event = 'PgSleep'", key.process);
         while rows(&mut watcher, &active).await.unwrap().is_empty() {}
 
         let mut stranger = key;
         stranger.secret ^= 1;
         cancel(&settings, server.address, stranger).await.unwrap();
-        assert_eq!(
-            rows(&mut watcher, &active).await.unwrap().len(),
-            1,
-            "a wrong secret cancels nothing"
-        );
+        assert_eq!(rows(&mut watcher, &active).await.unwrap().len(), 1, "a wrong secret cancels nothing");
         cancel(&settings, server.address, key).await.unwrap();
-        let outcome =
-            tokio::time::timeout(Duration::from_secs(30), sleeping).await.unwrap().unwrap();
-        assert!(
-            matches!(&outcome, Err(Failure::Server { sqlstate, .. }) if sqlstate == "57014"),
-            "{outcome:?}"
-        );
+        let outcome = tokio::time::timeout(Duration::from_secs(30), sleeping).await.unwrap().unwrap();
+        assert!(matches!(&outcome, Err(Failure::Server { sqlstate, .. }) if sqlstate == "57014"), "{outcome:?}");
     }
 }
 

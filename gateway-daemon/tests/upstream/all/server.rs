@@ -11,9 +11,7 @@ use std::{
 };
 
 use gateway_daemon::{
-    protocol::postgres::upstream::{
-        ChannelBinding, Roots, StartupParameters, TlsMode, UpstreamSettings, UpstreamTls,
-    },
+    protocol::postgres::upstream::{ChannelBinding, Roots, StartupParameters, TlsMode, UpstreamSettings, UpstreamTls},
     secret::{CredentialSource, SecretRef},
 };
 
@@ -66,31 +64,19 @@ impl Server {
         fs::create_dir(&data).unwrap();
         own(&data);
         let initdb = as_postgres(folder.path())
-            .args([
-                &format!("{BIN}/initdb"),
-                "--no-sync",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--locale",
-                "C.UTF-8",
-                "-D",
-            ])
+            .args([&format!("{BIN}/initdb"), "--no-sync", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "-D"])
             .arg(&data)
             .output()
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
-        let port =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nssl = on\nssl_ca_file = 'server.crt'\nfsync = off\n",
             folder.path().join("data").display()
         );
         fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
         fs::write(data.join("pg_hba.conf"), HBA).unwrap();
-        let mut server =
-            Self { folder, process: None, address: (Ipv4Addr::LOCALHOST, port).into() };
+        let mut server = Self { folder, process: None, address: (Ipv4Addr::LOCALHOST, port).into() };
         server.identify(identity);
         server.psql(ROLES);
         server
@@ -131,15 +117,12 @@ impl Server {
         let address = self.address;
         let ready = || {
             let port = address.port().to_string();
-            let asked = Command::new(format!("{BIN}/pg_isready"))
-                .args(["-q", "-h", "127.0.0.1", "-p", &port])
-                .status();
+            let asked = Command::new(format!("{BIN}/pg_isready")).args(["-q", "-h", "127.0.0.1", "-p", &port]).status();
             asked.unwrap().success()
         };
         let begun = std::time::Instant::now();
         while !ready() {
-            let gone =
-                self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_some());
+            let gone = self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_some());
             assert!(!gone && begun.elapsed() < Duration::from_secs(60), "{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -231,9 +214,5 @@ pub(super) fn settings(mode: TlsMode, roots: &Roots, host: &str, user: &str) -> 
 }
 
 pub(super) fn start(database: &str) -> StartupParameters {
-    StartupParameters {
-        database: database.into(),
-        application_name: "weir:claude:1 psql".into(),
-        settings: vec![],
-    }
+    StartupParameters { database: database.into(), application_name: "weir:claude:1 psql".into(), settings: vec![] }
 }

@@ -423,7 +423,9 @@ impl<J: Judge> Machine<J> {
                 )));
             }
             if self.kept_text.load(std::sync::atomic::Ordering::Relaxed) > KEPT_TEXT_BYTES {
-                return Some(over(format!("the session's prepared statements hold over {KEPT_TEXT_BYTES} bytes of text")));
+                return Some(over(format!(
+                    "the session's prepared statements hold over {KEPT_TEXT_BYTES} bytes of text"
+                )));
             }
         }
         self.judge.forwarding(reading).err().map(over)
@@ -432,7 +434,8 @@ impl<J: Judge> Machine<J> {
     fn read(&mut self, kind: RequestKind, sql: &str) -> Result<Text, Fault> {
         let (length, limit) = (sql.len(), self.limits.statement_bytes);
         let (answer, kept) = if length > limit {
-            let answer = over(format!("the statement has {length} bytes, over the limit of {limit} (limits.statement_bytes)"));
+            let answer =
+                over(format!("the statement has {length} bytes, over the limit of {limit} (limits.statement_bytes)"));
             (answer, format!("/* not read: {length} bytes */"))
         } else {
             match self.judge.read(sql) {
@@ -454,13 +457,7 @@ impl<J: Judge> Machine<J> {
     }
 
     /// The request as the record keeps it: secrets in the text are replaced.
-    fn ask_for<'a>(
-        &self,
-        kind: RequestKind,
-        sql: &'a str,
-        reading: &Reading,
-        judgement: &'a Judgement,
-    ) -> Ask<'a> {
+    fn ask_for<'a>(&self, kind: RequestKind, sql: &'a str, reading: &Reading, judgement: &'a Judgement) -> Ask<'a> {
         let sql = match self.judge.redact(sql, reading) {
             Some(redacted) => std::borrow::Cow::Owned(redacted),
             None => std::borrow::Cow::Borrowed(sql),

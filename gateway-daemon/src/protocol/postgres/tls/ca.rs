@@ -14,8 +14,8 @@ use aws_lc_rs::{
     rand,
 };
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::{
     ServerConfig,
@@ -56,9 +56,7 @@ pub enum CaError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The key file holds no usable key.
-    #[error(
-        "`{path}` holds no P-256 key in PKCS #8: restore it, or take it away to have a new CA made"
-    )]
+    #[error("`{path}` holds no P-256 key in PKCS #8: restore it, or take it away to have a new CA made")]
     Key {
         /// The file.
         path: PathBuf,
@@ -193,8 +191,7 @@ impl HostCa {
         if state.configs.len() >= MAX_CONFIGS {
             state.configs.clear(); // making one again takes less than a millisecond
         }
-        let renew =
-            now.checked_add(SERVER_LIFETIME.saturating_sub(SERVER_RENEWED_BEFORE)).unwrap_or(now);
+        let renew = now.checked_add(SERVER_LIFETIME.saturating_sub(SERVER_RENEWED_BEFORE)).unwrap_or(now);
         state.configs.insert(names, Issued { config: Arc::clone(&config), renew });
         Ok(config)
     }
@@ -228,11 +225,7 @@ const KEY_FILE: &str = "ca.key";
 const CERTIFICATE_FILE: &str = "ca.pem";
 
 /// The certificate on disk where it still fits, else a new one.
-fn current_certificate(
-    folder: &Path,
-    key: &KeyPair,
-    names: &DeclaredNames,
-) -> Result<CaCertificate, CaError> {
+fn current_certificate(folder: &Path, key: &KeyPair, names: &DeclaredNames) -> Result<CaCertificate, CaError> {
     let stored = files::read_certificate(&folder.join(CERTIFICATE_FILE))?;
     if let Some(der) = stored
         && let Some(kept) = still_fits(der, key, names)?
@@ -250,8 +243,7 @@ fn still_fits(
 ) -> Result<Option<CaCertificate>, CaError> {
     let now = SystemTime::now();
     let wanted = ca_certificate(key, names, now)?;
-    let (Ok((_, stored)), Ok((_, fresh))) =
-        (X509Certificate::from_der(&der), X509Certificate::from_der(wanted.der()))
+    let (Ok((_, stored)), Ok((_, fresh))) = (X509Certificate::from_der(&der), X509Certificate::from_der(wanted.der()))
     else {
         return Ok(None);
     };
@@ -279,16 +271,10 @@ fn issue_ca(folder: &Path, key: &KeyPair, names: &DeclaredNames) -> Result<CaCer
 
 fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
     let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_secs(seconds))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-fn ca_certificate(
-    key: &KeyPair,
-    names: &DeclaredNames,
-    now: SystemTime,
-) -> Result<Certificate, CaError> {
+fn ca_certificate(key: &KeyPair, names: &DeclaredNames, now: SystemTime) -> Result<Certificate, CaError> {
     let mut params = ca_params(key, now)?;
     params.name_constraints = Some(names.constraints());
     Ok(params.self_signed(key)?)
@@ -331,11 +317,7 @@ impl State {
     }
 
     /// A server certificate with a key of its own.
-    fn issue(
-        &self,
-        names: &[ServerNameEntry],
-        now: SystemTime,
-    ) -> Result<Arc<ServerConfig>, CaError> {
+    fn issue(&self, names: &[ServerNameEntry], now: SystemTime) -> Result<Arc<ServerConfig>, CaError> {
         if names.is_empty() {
             return Err(CaError::NoName);
         }
@@ -351,8 +333,7 @@ impl State {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let certificate =
-            params.signed_by(&key, &Issuer::new(ca_params(&self.key, now)?, &self.key))?;
+        let certificate = params.signed_by(&key, &Issuer::new(ca_params(&self.key, now)?, &self.key))?;
         server_config(certificate, &key)
     }
 }

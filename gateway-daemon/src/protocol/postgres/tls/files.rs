@@ -73,11 +73,7 @@ pub(super) fn create_key(path: &Path, pem: &Zeroizing<String>) -> Result<(), Fil
     let written = write_beside(path, pem.as_bytes(), 0o600)?;
     let linked = fs::hard_link(&written, path).and_then(|()| sync_folder(path));
     let removed = fs::remove_file(&written);
-    linked.and(removed).map_err(|source| FileError::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
+    linked.and(removed).map_err(|source| FileError::Io { action: "write", path: path.to_owned(), source })
 }
 
 /// Writes a key over the one before.
@@ -133,8 +129,7 @@ fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, FileErr
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(failed)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(failed)?;
     // The umask may have taken what the mode gives.
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
     file.set_permissions(permissions).map_err(failed)?;

@@ -109,20 +109,17 @@ impl DeclaredNames {
     pub fn contain(&self, name: &ServerNameEntry) -> bool {
         match name {
             ServerNameEntry::Dns(host) => self.hosts.contains(host),
-            ServerNameEntry::Ip(address) => self.networks.iter().any(|(base, prefix)| {
-                base.is_ipv4() == address.is_ipv4() && network(*address, *prefix) == *base
-            }),
+            ServerNameEntry::Ip(address) => self
+                .networks
+                .iter()
+                .any(|(base, prefix)| base.is_ipv4() == address.is_ipv4() && network(*address, *prefix) == *base),
         }
     }
 
     /// For people, sorted: hosts, then networks.
     pub fn list(&self) -> Vec<String> {
         let networks = self.networks.iter().map(|(address, prefix)| {
-            if *prefix == longest(*address) {
-                address.to_string()
-            } else {
-                format!("{address}/{prefix}")
-            }
+            if *prefix == longest(*address) { address.to_string() } else { format!("{address}/{prefix}") }
         });
         self.hosts.iter().map(|host| host.to_string()).chain(networks).collect()
     }
@@ -131,9 +128,10 @@ impl DeclaredNames {
     /// subtree would be free (RFC 5280 chapter 4.2.1.10), so it is excluded whole.
     pub(super) fn constraints(&self) -> NameConstraints {
         let hosts = self.hosts.iter().map(|host| GeneralSubtree::DnsName(host.to_string()));
-        let networks = self.networks.iter().map(|(address, prefix)| {
-            GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*address, *prefix))
-        });
+        let networks = self
+            .networks
+            .iter()
+            .map(|(address, prefix)| GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*address, *prefix)));
         let mut excluded_subtrees = Vec::new();
         if self.hosts.is_empty() {
             excluded_subtrees.push(GeneralSubtree::DnsName(String::new()));

@@ -3,10 +3,9 @@
 use aws_lc_rs::digest::{Algorithm, SHA256, SHA384, SHA512, digest};
 use x509_parser::{
     oid_registry::{
-        OID_HASH_SHA1, OID_NIST_HASH_SHA256, OID_NIST_HASH_SHA384, OID_NIST_HASH_SHA512,
-        OID_PKCS1_MD5WITHRSAENC, OID_PKCS1_RSASSAPSS, OID_PKCS1_SHA1WITHRSA,
-        OID_PKCS1_SHA256WITHRSA, OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA,
-        OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ECDSA_WITH_SHA512,
+        OID_HASH_SHA1, OID_NIST_HASH_SHA256, OID_NIST_HASH_SHA384, OID_NIST_HASH_SHA512, OID_PKCS1_MD5WITHRSAENC,
+        OID_PKCS1_RSASSAPSS, OID_PKCS1_SHA1WITHRSA, OID_PKCS1_SHA256WITHRSA, OID_PKCS1_SHA384WITHRSA,
+        OID_PKCS1_SHA512WITHRSA, OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ECDSA_WITH_SHA512,
     },
     prelude::{FromDer, X509Certificate},
     signature_algorithm::SignatureAlgorithm,
@@ -70,15 +69,12 @@ mod tests {
         ] {
             let folder = tempfile::tempdir().unwrap();
             let openssl = |arguments: &[&str]| {
-                let done =
-                    Command::new("openssl").current_dir(&folder).args(arguments).output().unwrap();
+                let done = Command::new("openssl").current_dir(&folder).args(arguments).output().unwrap();
                 assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
                 done.stdout
             };
-            let request = [
-                "req", "-x509", "-nodes", "-subj", "/CN=x", "-keyout", "key", "-outform", "DER",
-                "-out", "crt",
-            ];
+            let request =
+                ["req", "-x509", "-nodes", "-subj", "/CN=x", "-keyout", "key", "-outform", "DER", "-out", "crt"];
             openssl(&[&request[..], key, &[hash]].concat());
             let certificate = std::fs::read(folder.path().join("crt")).unwrap();
             let wanted = expected.map(|hash| openssl(&["dgst", hash, "-binary", "crt"]));

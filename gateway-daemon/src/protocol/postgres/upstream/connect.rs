@@ -45,9 +45,7 @@ pub async fn connect(
     parameters: &StartupParameters,
 ) -> Result<Upstream, UpstreamError> {
     let clock = Clock::start(settings.deadline);
-    establish(settings, &clock, address, parameters)
-        .await
-        .map_err(|failure| settings.error(address, failure))
+    establish(settings, &clock, address, parameters).await.map_err(|failure| settings.error(address, failure))
 }
 
 /// Asks the server at `address` to cancel what the backend of `key` is doing. The server says neither whether the
@@ -55,11 +53,7 @@ pub async fn connect(
 ///
 /// # Errors
 /// The server could not be asked.
-pub async fn cancel(
-    settings: &UpstreamSettings,
-    address: SocketAddr,
-    key: BackendKey,
-) -> Result<(), UpstreamError> {
+pub async fn cancel(settings: &UpstreamSettings, address: SocketAddr, key: BackendKey) -> Result<(), UpstreamError> {
     let clock = Clock::start(settings.deadline);
     let ask = async {
         let (mut stream, _) = open(settings, &clock, address).await?;
@@ -111,11 +105,7 @@ async fn establish(
     Ok(Upstream { stream, greeting, address, user, authenticated, leftover })
 }
 
-fn means(
-    settings: &UpstreamSettings,
-    credential: Option<&Credential>,
-    transport: Transport,
-) -> Means {
+fn means(settings: &UpstreamSettings, credential: Option<&Credential>, transport: Transport) -> Means {
     let named = credential.and_then(|credential| credential.user.as_deref()).map(Arc::from);
     Means {
         user: named.unwrap_or_else(|| Arc::clone(&settings.user)),
@@ -167,9 +157,7 @@ async fn open(
     let name = ServerName::try_from(host.to_string()).map_err(|_| Failure::HostName { host })?;
     request_tls(clock, mode, &mut tcp).await?;
     let connector = TlsConnector::from(Arc::clone(config));
-    let shake = async {
-        connector.connect(name, tcp).await.map_err(|error| handshake_failure(mode, error))
-    };
+    let shake = async { connector.connect(name, tcp).await.map_err(|error| handshake_failure(mode, error)) };
     let tls = clock.run(Phase::TlsHandshake, shake).await?;
     let end_point = end_point(&tls);
     Ok((UpstreamStream::Tls(Box::new(tls)), Transport::Tls { mode, end_point }))
@@ -198,10 +186,7 @@ fn end_point(tls: &client::TlsStream<TcpStream>) -> Option<Vec<u8>> {
 }
 
 fn handshake_failure(mode: TlsMode, error: io::Error) -> Failure {
-    let fault = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        .and_then(certificate_fault);
+    let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).and_then(certificate_fault);
     match fault {
         Some(fault) => Failure::Certificate { mode, fault },
         None => Failure::Handshake(error),
@@ -243,12 +228,7 @@ impl Clock {
         }
     }
 
-    pub(super) async fn write(
-        &self,
-        phase: Phase,
-        stream: &mut UpstreamStream,
-        bytes: &[u8],
-    ) -> Result<(), Failure> {
+    pub(super) async fn write(&self, phase: Phase, stream: &mut UpstreamStream, bytes: &[u8]) -> Result<(), Failure> {
         let write = async {
             stream.write_all(bytes).await?;
             stream.flush().await
@@ -257,9 +237,6 @@ impl Clock {
     }
 }
 
-pub(super) async fn broken<T>(
-    phase: Phase,
-    io: impl Future<Output = io::Result<T>>,
-) -> Result<T, Failure> {
+pub(super) async fn broken<T>(phase: Phase, io: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
     io.await.map_err(|source| Failure::Broken { phase, source })
 }

@@ -111,9 +111,7 @@ pub enum Failure {
         mode: TlsMode,
     },
     /// The answer to SSLRequest is neither yes nor no. Its text is not shown: nobody vouches for it (CVE-2024-10977).
-    #[error(
-        "the server answered the request for TLS with byte 0x{byte:02x}, which is neither yes nor no"
-    )]
+    #[error("the server answered the request for TLS with byte 0x{byte:02x}, which is neither yes nor no")]
     TlsAnswer {
         /// The first byte of the answer.
         byte: u8,
@@ -175,9 +173,7 @@ pub enum Failure {
         code: i32,
     },
     /// SASL without a mechanism that Weir speaks.
-    #[error(
-        "the server offers no SASL mechanism that is supported (SCRAM-SHA-256, SCRAM-SHA-256-PLUS)"
-    )]
+    #[error("the server offers no SASL mechanism that is supported (SCRAM-SHA-256, SCRAM-SHA-256-PLUS)")]
     Mechanisms,
     /// SCRAM failed.
     #[error("SCRAM authentication failed")]
@@ -267,21 +263,15 @@ impl Failure {
             }
             Self::HostName { .. } => "set `host` to the server's name or address",
             Self::NoPassword => "set `password` for the connection",
-            Self::ClearPassword { .. } => {
-                "set `tls = \"verify-full\"`, or `scram-sha-256` in the server's pg_hba.conf"
-            }
+            Self::ClearPassword { .. } => "set `tls = \"verify-full\"`, or `scram-sha-256` in the server's pg_hba.conf",
             Self::Method { .. } | Self::UnknownMethod { .. } | Self::Mechanisms => {
                 "use `scram-sha-256` in the server's pg_hba.conf for Weir's role"
             }
             Self::NoChannelBinding { .. } => {
                 "use `hostssl` with `scram-sha-256` in the server's pg_hba.conf, or `channel_binding = \"prefer\"`"
             }
-            Self::Encoding { .. } => {
-                "the server's role or a pooler on the way sets client_encoding: take that away"
-            }
-            Self::Server { sqlstate, .. } if sqlstate == "28P01" => {
-                "check `user` and `password` of the connection"
-            }
+            Self::Encoding { .. } => "the server's role or a pooler on the way sets client_encoding: take that away",
+            Self::Server { sqlstate, .. } if sqlstate == "28P01" => "check `user` and `password` of the connection",
             Self::Server { sqlstate, .. } if sqlstate == "28000" => {
                 "check the server's pg_hba.conf for Weir's role, database and address"
             }
@@ -301,8 +291,7 @@ impl Failure {
     /// An ErrorResponse.
     pub(super) fn from_response(frame: &Frame) -> Self {
         let mut fields = Fields::of(frame);
-        let (mut severity, mut sqlstate, mut message) =
-            (String::new(), String::new(), String::new());
+        let (mut severity, mut sqlstate, mut message) = (String::new(), String::new(), String::new());
         loop {
             match fields.byte() {
                 Ok(0) => break,

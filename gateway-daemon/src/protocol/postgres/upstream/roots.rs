@@ -161,17 +161,12 @@ fn read_certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, Tls
     let failed = |source| TlsSettingsError::Read { path: path.clone(), source };
     let pem = |fault: String| TlsSettingsError::Pem { path: path.clone(), fault };
     let mut text = Vec::new();
-    std::fs::File::open(path)
-        .map_err(failed)?
-        .take(MAX_CA_FILE + 1)
-        .read_to_end(&mut text)
-        .map_err(failed)?;
+    std::fs::File::open(path).map_err(failed)?.take(MAX_CA_FILE + 1).read_to_end(&mut text).map_err(failed)?;
     if u64::try_from(text.len()).unwrap_or(u64::MAX) > MAX_CA_FILE {
         return Err(pem(format!("longer than {MAX_CA_FILE} bytes")));
     }
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<_, _>>()
-        .map_err(|error| pem(error.to_string()))?;
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|error| pem(error.to_string()))?;
     if certificates.is_empty() {
         return Err(pem("no certificate in it".to_owned()));
     }

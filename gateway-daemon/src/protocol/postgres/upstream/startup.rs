@@ -39,8 +39,7 @@ pub const MAX_STARTUP_PACKET: usize = 10_000;
 const PROTOCOL: i32 = 0x0003_0000;
 
 /// Settings that are Weir's own to send, or would carry other settings past those who judge them.
-const RESERVED: [&str; 6] =
-    ["user", "database", "application_name", "client_encoding", "replication", "options"];
+const RESERVED: [&str; 6] = ["user", "database", "application_name", "client_encoding", "replication", "options"];
 
 /// What authentication may use.
 #[derive(Debug, Clone)]
@@ -118,9 +117,7 @@ impl fmt::Debug for Progress {
         match self {
             Self::More => f.write_str("More"),
             Self::Send(bytes) => write!(f, "Send({} bytes)", bytes.len()),
-            Self::Ready(kind, greeting) => {
-                f.debug_tuple("Ready").field(kind).field(greeting).finish()
-            }
+            Self::Ready(kind, greeting) => f.debug_tuple("Ready").field(kind).field(greeting).finish(),
         }
     }
 }
@@ -192,10 +189,7 @@ impl Startup {
             (b'v', State::Asked) => negotiate(frame).map(|()| (State::Asked, Progress::More)),
             (b'R', state) => self.authentication(state, frame),
             (_, State::Greeting(kind, pieces)) => greeting(kind, pieces, frame),
-            (_, _) => Err(Failure::Unexpected {
-                tag: char::from(frame.tag),
-                phase: Phase::Authentication,
-            }),
+            (_, _) => Err(Failure::Unexpected { tag: char::from(frame.tag), phase: Phase::Authentication }),
         }
     }
 
@@ -246,9 +240,7 @@ impl Startup {
             (ChannelBinding::Prefer, _) | (ChannelBinding::Require, AuthKind::ScramPlus) => {
                 Ok((State::Greeting(kind, Pieces::default()), Progress::More))
             }
-            (ChannelBinding::Require, _) => {
-                Err(Failure::NoChannelBinding { why: "the server let Weir in without it" })
-            }
+            (ChannelBinding::Require, _) => Err(Failure::NoChannelBinding { why: "the server let Weir in without it" }),
         }
     }
 
@@ -270,9 +262,8 @@ impl Startup {
 
     fn md5(&self, salt: [u8; 4]) -> Result<(State, Progress), Failure> {
         self.unbound_allowed()?;
-        let mut hash = Zeroizing::new(
-            md5_hash(self.means.user.as_bytes(), self.password()?.as_bytes(), salt).into_bytes(),
-        );
+        let mut hash =
+            Zeroizing::new(md5_hash(self.means.user.as_bytes(), self.password()?.as_bytes(), salt).into_bytes());
         hash.push(0);
         Ok((State::Answered(AuthKind::Md5), Progress::Send(message(b'p', &hash)?)))
     }
@@ -299,11 +290,7 @@ impl Startup {
     }
 
     /// RFC 5802 chapter 6: `y` tells a server that does support channel binding that someone took it off the list.
-    fn mechanism(
-        &self,
-        plain: bool,
-        plus: bool,
-    ) -> Result<(&'static str, sasl::ChannelBinding, AuthKind), Failure> {
+    fn mechanism(&self, plain: bool, plus: bool) -> Result<(&'static str, sasl::ChannelBinding, AuthKind), Failure> {
         let bound = match &self.means.transport {
             Transport::Plain => None,
             Transport::Tls { end_point, .. } => Some(end_point.as_ref()),
@@ -333,9 +320,7 @@ impl Startup {
             (ChannelBinding::Require, Transport::Tls { end_point: None, .. }) => {
                 "the signature of the server's certificate defines none (RFC 5929)"
             }
-            (ChannelBinding::Require, Transport::Tls { end_point: Some(_), .. }) => {
-                "the server does not offer it"
-            }
+            (ChannelBinding::Require, Transport::Tls { end_point: Some(_), .. }) => "the server does not offer it",
         };
         Err(Failure::NoChannelBinding { why })
     }
@@ -353,19 +338,11 @@ fn negotiate(frame: &Frame) -> Result<(), Failure> {
     let options = fields.i32()?;
     fields.end()?;
     // The manual has the minor version alone, PostgreSQL sends both halves.
-    if (newest == 0 || newest >> 16 == 3) && options == 0 {
-        Ok(())
-    } else {
-        Err(Failure::ProtocolVersion)
-    }
+    if (newest == 0 || newest >> 16 == 3) && options == 0 { Ok(()) } else { Err(Failure::ProtocolVersion) }
 }
 
 /// What comes between AuthenticationOk and ReadyForQuery.
-fn greeting(
-    kind: AuthKind,
-    mut pieces: Pieces,
-    frame: &Frame,
-) -> Result<(State, Progress), Failure> {
+fn greeting(kind: AuthKind, mut pieces: Pieces, frame: &Frame) -> Result<(State, Progress), Failure> {
     let mut fields = Fields::of(frame);
     match frame.tag {
         b'S' => {
@@ -376,8 +353,7 @@ fn greeting(
         }
         b'N' => pieces.notice_frames.put_slice(&frame.raw),
         b'K' => {
-            pieces.greeting.key =
-                Some(BackendKey { process: fields.i32()?, secret: fields.i32()? });
+            pieces.greeting.key = Some(BackendKey { process: fields.i32()?, secret: fields.i32()? });
             fields.end()?;
         }
         b'Z' => {

@@ -55,13 +55,7 @@ impl ServerCheck {
         if trusted.exact.iter().any(|one| one == end_entity) {
             return check_time(end_entity, now);
         }
-        verify_server_cert_signed_by_trust_anchor(
-            parsed,
-            &trusted.anchors,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )
+        verify_server_cert_signed_by_trust_anchor(parsed, &trusted.anchors, intermediates, now, self.algorithms.all)
     }
 }
 
@@ -77,9 +71,7 @@ impl ServerCertVerifier for ServerCheck {
         let parse = || ParsedCertificate::try_from(end_entity);
         match &self.scope {
             Scope::Any => {}
-            Scope::Chain(trusted) => {
-                self.check_chain(trusted, &parse()?, end_entity, intermediates, now)?
-            }
+            Scope::Chain(trusted) => self.check_chain(trusted, &parse()?, end_entity, intermediates, now)?,
             Scope::Name(trusted) => {
                 let parsed = parse()?;
                 self.check_chain(trusted, &parsed, end_entity, intermediates, now)?;
@@ -123,11 +115,8 @@ impl std::fmt::Debug for ServerCheck {
 }
 
 fn check_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-    let (_, parsed) =
-        X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
-    let seconds = |time: i64| {
-        UnixTime::since_unix_epoch(std::time::Duration::from_secs(time.try_into().unwrap_or(0)))
-    };
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+    let seconds = |time: i64| UnixTime::since_unix_epoch(std::time::Duration::from_secs(time.try_into().unwrap_or(0)));
     let not_before = seconds(parsed.validity().not_before.timestamp());
     let not_after = seconds(parsed.validity().not_after.timestamp());
     if now < not_before {

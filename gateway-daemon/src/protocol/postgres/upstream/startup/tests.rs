@@ -55,11 +55,8 @@ fn greeting_bytes() -> Vec<u8> {
 
 #[test]
 fn the_startup_message_names_user_database_application_and_utf8_before_the_settings() {
-    let (_, packet) = Startup::new(
-        means(ChannelBinding::Prefer, Transport::Plain),
-        &parameters(&[("search_path", "a,b")]),
-    )
-    .unwrap();
+    let (_, packet) =
+        Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &parameters(&[("search_path", "a,b")])).unwrap();
     let expected = b"\0\x03\0\0user\0weir\0database\0orders\0application_name\0weir:claude:1\0client_encoding\0UTF8\0search_path\0a,b\0\0";
     assert_eq!(packet[..4], u32::try_from(packet.len()).unwrap().to_be_bytes());
     assert_eq!(packet[4..], expected[..]);
@@ -67,22 +64,11 @@ fn the_startup_message_names_user_database_application_and_utf8_before_the_setti
 
 #[test]
 fn settings_that_are_weirs_own_or_carry_others_are_refused() {
-    for name in [
-        "user",
-        "Replication",
-        "options",
-        "client_encoding",
-        "DATABASE",
-        "_pq_.x",
-        "application_name",
-        "",
-        "a\0b",
-    ] {
-        let refused = Startup::new(
-            means(ChannelBinding::Prefer, Transport::Plain),
-            &parameters(&[(name, "x")]),
-        )
-        .unwrap_err();
+    for name in
+        ["user", "Replication", "options", "client_encoding", "DATABASE", "_pq_.x", "application_name", "", "a\0b"]
+    {
+        let refused =
+            Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &parameters(&[(name, "x")])).unwrap_err();
         assert!(matches!(refused, Failure::Parameter { .. }), "{name}: {refused}");
     }
     let long = "x".repeat(MAX_STARTUP_PACKET);
@@ -165,10 +151,7 @@ fn what_has_no_place_is_refused_and_the_refusal_stays() {
         (b"R\xff\xff\xff\xff".to_vec(), "claims 4294967295 bytes"),
         ([&greeted[..], &server(b'Z', b"T")].concat(), "`Z` is malformed"),
         ([&greeted[..], &server(b'Z', b"I")].concat(), "client_encoding is ``"),
-        (
-            [&greeted[..], &server(b'S', b"client_encoding\0SJIS\0"), &server(b'Z', b"I")].concat(),
-            "`SJIS`",
-        ),
+        ([&greeted[..], &server(b'S', b"client_encoding\0SJIS\0"), &server(b'Z', b"I")].concat(), "`SJIS`"),
         ([&greeted[..], &greeted[..]].concat(), "message `R` came"),
         ([&greeted[..], &server(b'T', b"\0\0")].concat(), "message `T` came before ReadyForQuery"),
         ([&greeted[..], &server(b'K', b"abc")].concat(), "`K` is malformed"),
@@ -215,10 +198,7 @@ fn the_password_in_the_clear_goes_to_verified_servers_only() {
             Ok(progress) => {
                 assert_eq!((allowed, sent(progress)), (true, b"p\0\0\0\x0chunter2\0".to_vec()))
             }
-            Err(error) => assert!(
-                !allowed && matches!(error, Failure::ClearPassword { .. }),
-                "{transport:?} {error}"
-            ),
+            Err(error) => assert!(!allowed && matches!(error, Failure::ClearPassword { .. }), "{transport:?} {error}"),
         }
     }
 }
@@ -245,9 +225,7 @@ fn required_channel_binding_is_never_done_without() {
         (tls(TlsMode::VerifyFull), auth(0, b""), "let Weir in without it"),
     ];
     for (transport, request, why) in rows {
-        let error = say(&mut begun(means(ChannelBinding::Require, transport)), &request)
-            .unwrap_err()
-            .to_string();
+        let error = say(&mut begun(means(ChannelBinding::Require, transport)), &request).unwrap_err().to_string();
         assert!(error.contains("channel binding is required") && error.contains(why), "{error}");
     }
 }
@@ -263,9 +241,7 @@ fn scram_says_whether_channel_binding_could_be_had() {
         (unbound, both, "SCRAM-SHA-256", "n,,"),
         (Transport::Plain, plain, "SCRAM-SHA-256", "n,,"),
     ] {
-        let answer = sent(
-            say(&mut begun(means(ChannelBinding::Prefer, transport)), &auth(10, offered)).unwrap(),
-        );
+        let answer = sent(say(&mut begun(means(ChannelBinding::Prefer, transport)), &auth(10, offered)).unwrap());
         let expected = format!("{mechanism}\0");
         assert!(answer[5..].starts_with(expected.as_bytes()));
         assert!(answer[5 + expected.len() + 4..].starts_with(header.as_bytes()), "{header}");
@@ -300,10 +276,7 @@ fn a_server_that_does_not_know_the_password_is_not_believed() {
         assert!(error.contains(fault), "{error}");
     }
     let (mut startup, _) = first_done();
-    assert!(
-        say(&mut startup, &greeting_bytes()).is_err(),
-        "AuthenticationOk in the place of a challenge"
-    );
+    assert!(say(&mut startup, &greeting_bytes()).is_err(), "AuthenticationOk in the place of a challenge");
     let (mut startup, _) = first_done();
     assert!(matches!(say(&mut startup, &server_first(b"other", 4096)), Err(Failure::Scram(_))));
 }
@@ -317,8 +290,7 @@ fn a_server_cannot_make_weir_hash_for_ever() {
 #[test]
 fn a_refusal_keeps_the_servers_words() {
     let mut startup = begun(means(ChannelBinding::Prefer, Transport::Plain));
-    let refusal =
-        server(b'E', b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0Fauth.c\0\0");
+    let refusal = server(b'E', b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0Fauth.c\0\0");
     let error = say(&mut startup, &refusal).unwrap_err();
     assert_eq!(error.to_string(), "the server says FATAL 28P01: password authentication failed");
     assert_eq!(error.help(), Some("check `user` and `password` of the connection"));

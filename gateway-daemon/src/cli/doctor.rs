@@ -1,0 +1,189 @@
+//! `weir doctor`: what Weir needs of this host, what the daemon says of itself, and what an agent could reach around it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::{ask_row, plain, print_json};
+use crate::{
+    config::Config,
+    control::Request,
+    daemon::sockets_open_to_agents,
+    redirect::{Check, Verdict, probe},
+    show::line,
+};
+
+/// Socket families whose modules an unprivileged `socket()` may load, and which neither the redirect nor, outside of
+/// `weir run`, a seccomp filter sees.
+const FAMILY_MODULES: [&str; 6] = ["sctp", "smc", "rds", "tipc", "vsock", "dccp"];
+const MODPROBE_FOLDERS: [&str; 3] = ["/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d"];
+/// Container runtimes' sockets: whoever opens one is root.
+const RUNTIME_SOCKETS: [&str; 4] =
+    ["/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/crio/crio.sock"];
+
+/// One line of the doctor's.
+struct Finding {
+    name: String,
+    verdict: Verdict,
+    seen: String,
+    mend: String,
+}
+
+impl From<Check> for Finding {
+    fn from(check: Check) -> Self {
+        Self { name: check.name.into(), verdict: check.verdict, seen: check.seen, mend: check.mend.into() }
+    }
+}
+
+pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
+    let mut findings = Vec::new();
+    let config = Config::load(path);
+    let (pins, port) = match &config {
+        Ok(config) => (config.daemon.pins.clone(), config.daemon.listener_port),
+        Err(_) => (PathBuf::from("/sys/fs/bpf/weir"), 943),
+    };
+    findings.extend(probe(&pins, port).into_iter().map(Finding::from));
+    findings.push(match &config {
+        Ok(config) => finding("configuration", Verdict::Ok, config.path.display().to_string(), ""),
+        Err(error) => finding("configuration", Verdict::Failed, error.to_string(), "mend the file"),
+    });
+    if let Ok(config) = &config {
+        about_config(config, &mut findings);
+    }
+    findings.push(modules());
+    about_daemon(path, &mut findings);
+    show(&findings, json)?;
+    let bad = findings.iter().any(|finding| finding.verdict != Verdict::Ok);
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn finding(name: &str, verdict: Verdict, seen: impl Into<String>, mend: impl Into<String>) -> Finding {
+    Finding { name: name.to_owned(), verdict, seen: seen.into(), mend: mend.into() }
+}
+
+fn about_config(config: &Config, findings: &mut Vec<Finding>) {
+    findings.push(if config.daemon.scope == "/" {
+        finding("scope", Verdict::Ok, "the root: every process of the host", "")
+    } else {
+        let seen = format!("{}: sockets made outside of it are not caught", config.daemon.scope);
+        finding("scope", Verdict::Failed, seen, "leave `daemon.scope` out, unless this is a test")
+    });
+    for connection in &config.connections {
+        let name = format!("sockets of {}", connection.name);
+        findings.push(match sockets_open_to_agents(config, connection) {
+            None => finding(&name, Verdict::Ok, "no agent's user can open one", ""),
+            Some(why) => finding(&name, Verdict::Failed, why, "see above; the connection is withheld meanwhile"),
+        });
+    }
+    let users: BTreeSet<&str> = config.agents.iter().map(|agent| agent.user.as_str()).collect();
+    for user in users {
+        let Ok(Some(user)) = nix::unistd::User::from_name(user) else {
+            findings.push(finding(
+                "agent's user",
+                Verdict::Failed,
+                format!("`{user}` does not exist"),
+                "make it: useradd -r",
+            ));
+            continue;
+        };
+        let open: Vec<&str> =
+            RUNTIME_SOCKETS.into_iter().filter(|socket| crate::daemon::may_connect(Path::new(socket), &user)).collect();
+        let name = format!("runtimes and {}", user.name);
+        findings.push(if open.is_empty() {
+            finding(&name, Verdict::Ok, "no container runtime's socket is open to it", "")
+        } else {
+            let mend = format!("take `{}` out of the groups of {}", user.name, open.join(", "));
+            finding(&name, Verdict::Failed, format!("can open {}", open.join(", ")), mend)
+        });
+    }
+}
+
+/// Whether the modules of families that nothing polices are barred.
+fn modules() -> Finding {
+    let mut barred = BTreeSet::new();
+    for folder in MODPROBE_FOLDERS {
+        for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(file.path()).unwrap_or_default();
+            for text in text.lines() {
+                let mut words = text.split_whitespace();
+                if let (Some("install"), Some(module), Some("/bin/false" | "/bin/true")) =
+                    (words.next(), words.next(), words.next())
+                {
+                    barred.insert(module.to_owned());
+                }
+            }
+        }
+    }
+    let open: Vec<&str> = FAMILY_MODULES.into_iter().filter(|module| !barred.contains(*module)).collect();
+    if open.is_empty() {
+        return finding("socket families", Verdict::Ok, "the modules of other families are barred", "");
+    }
+    let seen =
+        format!("an unprivileged process may load {}; `weir run` filters them, other ways do not", open.join(", "));
+    let lines: Vec<String> = open.iter().map(|module| format!("install {module} /bin/false")).collect();
+    finding("socket families", Verdict::Unknown, seen, format!("in /etc/modprobe.d/weir.conf: {}", lines.join("; ")))
+}
+
+fn about_daemon(path: &Path, findings: &mut Vec<Finding>) {
+    let status = match ask_row(path, &Request::Status) {
+        Ok(status) => status,
+        Err(error) => {
+            let mend = "start it: systemctl start weir, or `weir daemon`";
+            findings.push(finding("daemon", Verdict::Failed, format!("{error:#}"), mend));
+            return;
+        }
+    };
+    let version = status.get("version").map(plain).unwrap_or_default();
+    findings.push(finding("daemon", Verdict::Ok, format!("version {version} serves"), ""));
+    let recording = status.get("recording") == Some(&Value::Bool(true));
+    let trouble = status.get("record_trouble").filter(|trouble| !trouble.is_null()).map(plain);
+    findings.push(match (recording, trouble) {
+        (false, _) => {
+            let mend = "start the daemon without --unsafe-no-record";
+            finding("record", Verdict::Failed, "NOTHING IS RECORDED", mend)
+        }
+        (true, Some(trouble)) => {
+            finding("record", Verdict::Failed, trouble, "make room, or mend the disk: it goes on by itself")
+        }
+        (true, None) => finding("record", Verdict::Ok, "is written", ""),
+    });
+    let others = status.get("programs_of_others").and_then(Value::as_array).cloned().unwrap_or_default();
+    findings.push(if others.is_empty() {
+        finding("programs at the scope", Verdict::Ok, "Weir's alone", "")
+    } else {
+        let names: Vec<String> = others.iter().map(plain).collect();
+        let seen = format!("others see, and may change, the same addresses: {}", names.join("; "));
+        finding("programs at the scope", Verdict::Unknown, seen, "make sure that they are wanted")
+    });
+}
+
+fn show(findings: &[Finding], json: bool) -> Result<()> {
+    let word = |verdict| match verdict {
+        Verdict::Ok => "ok",
+        Verdict::Failed => "FAILED",
+        Verdict::Unknown => "CANNOT TELL",
+    };
+    if json {
+        let rows: Vec<Value> = findings
+            .iter()
+            .map(|f| json!({ "check": f.name, "verdict": word(f.verdict), "seen": f.seen, "mend": f.mend }))
+            .collect();
+        print_json(&rows)?;
+        return Ok(());
+    }
+    let mut out = io::stdout().lock();
+    for finding in findings {
+        writeln!(out, "{:<12} {:<24} {}", word(finding.verdict), line(&finding.name, 60), line(&finding.seen, 1000))?;
+        if finding.verdict != Verdict::Ok && !finding.mend.is_empty() {
+            writeln!(out, "{:<12} {:<24} → {}", "", "", line(&finding.mend, 1000))?;
+        }
+    }
+    Ok(())
+}
