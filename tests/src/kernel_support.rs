@@ -94,11 +94,11 @@ impl Outcome {
         self.is_noted(agent.get(), asked) && self.peer == Some(asked)
     }
 
-    /// [`Self::is_redirected`] without getpeername.
+    /// [`Self::is_redirected`] without getpeername. The listener's side must see who connected, not the address asked for.
     pub fn is_noted(&self, agent: u64, asked: SocketAddr) -> bool {
         let canonical = SocketAddr::new(asked.ip().to_canonical(), asked.port());
         matches!(self.answer, Some(Answer::Accepted { origin, cgroup, peer, .. })
-            if origin == canonical && cgroup == agent && peer.ip().is_loopback())
+            if origin == canonical && cgroup == agent && peer.ip().is_loopback() && peer != canonical)
     }
 
     /// [`Self::is_redirected`], and noted as the calling process'.

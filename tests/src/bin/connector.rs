@@ -67,7 +67,7 @@ fn main() -> Result<()> {
             enter_cgroup(folder)?;
             talk(&socket, address.parse()?, Way::Blocking)
         }
-        ["inherited", address] => talk(&io::stdin().as_fd(), address.parse()?, Way::Blocking),
+        ["inherited", address] => talk(io::stdin().as_fd(), address.parse()?, Way::Blocking),
         ["give"] => {
             give(&stream(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None)?)?;
             Ok(Outcome::default())
@@ -247,7 +247,7 @@ fn many(count: usize, threads: usize, addresses: &[&str]) -> Tried<Outcome> {
                     let mut good = 0;
                     let mut bad = Vec::new();
                     for round in 0..count / threads {
-                        let address = addresses[(worker + round) % addresses.len()];
+                        let Some(&address) = addresses.get((worker + round) % addresses.len()) else { break };
                         let outcome = stream(address, None).and_then(|socket| talk(&socket, address, Way::Blocking));
                         match outcome {
                             Ok(outcome) if outcome.is_own(own, address) => good += 1,
