@@ -10,11 +10,9 @@ use crate::{
     event,
     maps::config,
     note,
-    target::{self, LOOPBACK4, LOOPBACK6, Target},
+    target::{self, IPPROTO_TCP, LOOPBACK4, LOOPBACK6, Target},
     task::{self, Standing},
 };
-
-const IPPROTO_TCP: u32 = 6;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {

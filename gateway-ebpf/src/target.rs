@@ -11,6 +11,8 @@ use crate::{
     maps::{PORTS, TARGETS},
 };
 
+/// The protocol that can be redirected.
+pub const IPPROTO_TCP: u32 = 6;
 /// 127.0.0.1, mapped.
 pub const LOOPBACK4: [u32; 4] = [0, 0, MAPPED, 0x7f00_0001_u32.to_be()];
 /// ::1.
@@ -52,15 +54,14 @@ pub fn of(call: *mut bpf_sock_addr, family: Family, destination: &Destination) -
 
 /// The address that a call means. "No address" (0.0.0.0, ::) leads to the loopback address, but for a socket that is
 /// bound to an address or a device: then routing takes that one's (`ip_route_output_key_hash_rcu` fills the
-/// destination from the source), and this gives `None`.
+/// destination from the source), and this gives `None`. So it does for datagrams, whose source has more ways to be set.
 #[inline(always)]
 fn meant(call: *mut bpf_sock_addr, family: Family, address: &[u32; 4]) -> Option<[u32; 4]> {
     let [first, second, third, fourth] = *address;
     if first | second | fourth != 0 || !(third == 0 || third == MAPPED) {
         return Some(*address);
     }
-    let socket = socket(call);
-    if is_bound(socket, family) {
+    if load!((*call).protocol) != IPPROTO_TCP || is_bound(socket(call), family) {
         return None;
     }
     Some(if third == MAPPED { LOOPBACK4 } else { LOOPBACK6 })

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -33,7 +33,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt as _, sync::oneshot};
 
-pub use uring::uring_connect;
+pub use uring::{Worker, ring, uring_connect};
 
 /// How long a test waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -94,11 +94,11 @@ impl Outcome {
         self.is_noted(agent.get(), asked) && self.peer == Some(asked)
     }
 
-    /// [`Self::is_redirected`] without getpeername.
+    /// [`Self::is_redirected`] without getpeername. The listener's side must see who connected, not the address asked for.
     pub fn is_noted(&self, agent: u64, asked: SocketAddr) -> bool {
         let canonical = SocketAddr::new(asked.ip().to_canonical(), asked.port());
         matches!(self.answer, Some(Answer::Accepted { origin, cgroup, peer, .. })
-            if origin == canonical && cgroup == agent && peer.ip().is_loopback())
+            if origin == canonical && cgroup == agent && peer.ip().is_loopback() && peer != canonical)
     }
 
     /// [`Self::is_redirected`], and noted as the calling process'.
@@ -128,7 +128,11 @@ pub struct Field {
     /// The scope, as /proc/PID/cgroup names it.
     scope: String,
     _lock: File,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// A process can be in one cgroup only: tests that share one (nextest gives each its own) take turns.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Field {
     /// Makes one, with the test's process in its `daemon` cgroup.
@@ -138,6 +142,7 @@ impl Field {
     /// With the reason, when this machine cannot run such tests.
     pub fn new() -> Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "these tests attach eBPF programs: run them as root");
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let root = CgroupRoot::find()?;
         let (slot, lock) = free_slot()?;
         let field = Self {
@@ -146,6 +151,7 @@ impl Field {
             root,
             scope: format!("/weir-test-{slot}"),
             _lock: lock,
+            _alone: alone,
         };
         field.clean().context("clean up what a killed test left")?;
         fs::create_dir_all(field.folder.join("bpf"))?;
@@ -407,11 +413,12 @@ impl Running {
 
 /// A server at a protected address. Whoever reaches it, and may not, got around.
 pub struct Server {
+    listener: TcpListener,
     reached: Arc<AtomicUsize>,
 }
 
 impl Server {
-    /// Serves an address until the process ends.
+    /// Serves an address until it is dropped.
     ///
     /// # Errors
     ///
@@ -419,20 +426,27 @@ impl Server {
     pub fn start(address: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(address).with_context(|| format!("a server at {address}"))?;
         let reached = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&reached);
+        let (accepting, counter) = (listener.try_clone()?, Arc::clone(&reached));
         thread::spawn(move || {
-            for stream in listener.incoming() {
+            while let Ok((mut stream, _)) = accepting.accept() {
                 counter.fetch_add(1, Ordering::SeqCst);
                 // Whoever connected may be gone by now.
-                let _ = stream.and_then(|mut stream| stream.write_all(b"\"Server\"\n"));
+                let _ = stream.write_all(b"\"Server\"\n");
             }
         });
-        Ok(Self { reached })
+        Ok(Self { listener, reached })
     }
 
     /// Connections so far.
     pub fn reached(&self) -> usize {
         self.reached.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Ends the listening, and the thread's accept with it.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
 }
 
@@ -494,8 +508,12 @@ async fn serve(listener: &Listener) -> Result<()> {
         };
         let mut line = serde_json::to_vec(&answer)?;
         line.push(b'\n');
-        // Whoever connected may be gone by now.
-        let _ = stream.write_all(&line).await;
+        tokio::spawn(async move {
+            // Whoever connected may be gone by now. Closing before it has closed could reset the connection under it.
+            let _ = stream.write_all(&line).await;
+            let _ = stream.shutdown().await;
+            let _ = tokio::time::timeout(PATIENCE, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
+        });
     }
 }
 

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use end_to_end::kernel_support::{Answer, Field, Front, Outcome, PORT, Server, poll, protected};
-use gateway_daemon::redirect::{Guard, Kernel, KernelEvent, Operation, Protected, Reason, UidRange};
+use gateway_daemon::redirect::{
+    Guard, Kernel, KernelEvent, Operation, Protected, Reason, RedirectError, UidRange, Verdict, detach, probe,
+};
 use rustix::io::Errno;
 
 const NOBODY: u32 = 65_534;
@@ -22,7 +24,7 @@ fn an_agent_is_redirected_by_every_kind_of_connect_and_sees_the_address_it_asked
     let kernel = field.start()?;
     kernel.enrol(id)?;
     let _front = Front::start(&kernel)?;
-    for way in ["tcp", "fastopen", "nonblocking", "uring"] {
+    for way in ["tcp", "fastopen", "nonblocking", "uring", "uring-queue", "uring-poll"] {
         for (address, connection) in [(v4, 1), (mapped, 1), (v6, 6)] {
             let outcome = field.connector(&agent, &[way, &address.to_string()]).run()?;
             assert!(outcome.is_redirected(id, address), "{way} {address}: {outcome:?}");
@@ -85,7 +87,7 @@ fn whoever_is_outside_is_refused_and_whoever_is_allowed_passes() -> Result<()> {
     kernel.enrol(agent_id)?;
     let _front = Front::start(&kernel)?;
     for uid in [0, NOBODY] {
-        for way in ["tcp", "fastopen", "nonblocking", "uring", "mptcp"] {
+        for way in ["tcp", "fastopen", "nonblocking", "uring", "uring-queue", "uring-poll", "mptcp"] {
             for address in [v4, field.mapped(1), field.v6()] {
                 let outcome = field.connector(&outside, &[way, &address.to_string()]).uid(uid).run()?;
                 assert!(outcome.is_refused(), "uid {uid}, {way} {address}: {outcome:?}");
@@ -424,5 +426,74 @@ fn a_cgroup_that_is_killed_is_empty_and_can_be_removed() -> Result<()> {
     running.kill()?;
     root.remove(&cgroup)?;
     assert_eq!(root.path_of(id), None);
+    Ok(())
+}
+
+#[test]
+fn a_port_that_every_user_may_bind_is_no_listeners() -> Result<()> {
+    let field = Field::new()?;
+    let mut settings = field.settings()?;
+    settings.listener_port = 20_000 + field.listener_port();
+    let kernel = Kernel::start(&settings)?;
+    let Err(error) = Front::start(&kernel) else { panic!("bound") };
+    assert!(error.to_string().contains("is not privileged"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn programs_of_others_at_the_scope_are_told_from_ours() -> Result<()> {
+    let field = Field::new()?;
+    let kernel = field.start()?;
+    assert!(kernel.programs_at_scope()?.iter().all(|program| program.ours));
+    let mut settings = field.settings()?;
+    settings.pins.set_file_name("another");
+    settings.listener_port += 200;
+    let _other = Kernel::start(&settings)?;
+    let programs = kernel.programs_at_scope()?;
+    let names = |ours| {
+        let mut names: Vec<_> =
+            programs.iter().filter(|program| program.ours == ours).map(|program| program.name.as_str()).collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!((names(true).len(), names(true)), (OUR_PROGRAMS, names(false)));
+    assert!(names(false).contains(&"connect4") && names(false).contains(&"sock_create"));
+    detach(&settings.pins)?;
+    Ok(())
+}
+
+#[test]
+fn this_machine_has_all_that_the_redirect_needs() -> Result<()> {
+    let field = Field::new()?;
+    for check in probe(&field.pins(), field.listener_port()) {
+        assert_eq!(check.verdict, Verdict::Ok, "{check:?}");
+    }
+    let checks = probe(&field.pins(), 65_535);
+    let failed: Vec<_> = checks.iter().filter(|check| check.verdict != Verdict::Ok).map(|check| check.name).collect();
+    assert_eq!(failed, ["listener's port"]);
+    Ok(())
+}
+
+#[test]
+fn settings_that_contradict_themselves_are_refused_and_change_nothing() -> Result<()> {
+    let field = Field::new()?;
+    let (_, agent) = field.cgroup("agent")?;
+    let (outside, _) = field.cgroup("outside")?;
+    let v4 = field.v4(1);
+    let kernel = field.start()?;
+    kernel.enrol(agent)?;
+    let told = |result: Result<(), RedirectError>| result.map_err(|error| error.to_string()).unwrap_err();
+    assert_eq!(
+        told(kernel.set_protected(&[protected(v4, 1), protected(v4, 2)])),
+        format!("{v4} belongs to two connections")
+    );
+    let listener = SocketAddr::new(v4.ip(), field.listener_port());
+    assert!(told(kernel.set_protected(&[protected(listener, 1)])).contains("is the listener's"));
+    assert!(told(kernel.set_protected(&[protected(v4, u32::MAX)])).contains("is not the index"));
+    assert!(told(kernel.set_allowed(&[], &[agent])).contains("registered as Agent"));
+    assert!(told(kernel.set_daemon_cgroup(agent)).contains("registered as Agent"));
+    assert!(told(kernel.enrol(field.settings()?.daemon_cgroup)).contains("registered as Daemon"));
+    assert_eq!(kernel.enrolled()?, [agent]);
+    assert!(field.connect(&outside, field.v6())?.is_refused());
     Ok(())
 }

@@ -32,6 +32,11 @@ fn a_socket_speaks_as_the_task_that_connects_it_whoever_made_it() -> Result<()> 
     let inherited = field.connector(&agent_b, &["inherited", &address]).stdin(made_here).run()?;
     assert!(inherited.is_redirected(b, v4), "made by the parent: {inherited:?}");
 
+    for verb in ["ring-made-before", "poll-ring-made-before"] {
+        let moved = field.connector(&outside, &[verb, folder, &address]).run()?;
+        assert!(moved.is_redirected(a, v4), "{verb}, its process moved inside: {moved:?}");
+    }
+
     // Through SCM_RIGHTS, from each to each.
     for (maker, user, expected) in
         [(&outside, &agent_a, Some(a)), (&agent_a, &agent_b, Some(b)), (&agent_a, &outside, None)]
@@ -121,6 +126,7 @@ fn connects_that_fail_or_never_complete_leave_no_entry() -> Result<()> {
 
 fn silent_listener(port: u16) -> Result<std::os::fd::OwnedFd> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], port)))?;
     rustix::net::listen(&socket, 8)?;
     Ok(socket)

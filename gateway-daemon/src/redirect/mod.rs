@@ -22,7 +22,7 @@ use std::{
     fs::File,
     io,
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -37,7 +37,7 @@ use gateway_common::{Config, Note, PROGRAMS, maps};
 use self::{cgroup::CgroupId, events::ToTracing, pins::Pins, state::State};
 pub use self::{
     events::{KernelEvent, KernelEvents},
-    pins::detach,
+    pins::{detach, is_pinned},
     probe::{Check, Verdict, probe},
     survey::AttachedProgram,
     target::{Network, NetworkError, Protected, UidRange},
@@ -94,6 +94,12 @@ pub enum RedirectError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// No bpffs for the pins, and no place for one.
+    #[error("`{}` lies on no bpffs, and none is mounted at its parent, which isn't empty; name a folder on a bpffs", path.display())]
+    NoBpffs {
+        /// The pins' folder.
+        path: PathBuf,
     },
     /// The object as a whole.
     #[error("the eBPF programs cannot be loaded; `weir doctor` says what the kernel lacks")]
@@ -217,12 +223,11 @@ impl Kernel {
         let scope = File::open(&settings.scope)
             .map_err(|source| RedirectError::Scope { path: settings.scope.clone(), source })?;
         let pins = Pins::open(&settings.pins)?;
-        let adopted = pins.has_maps();
         let mut ebpf = load(&pins)?;
         let mut state = State::take(&mut ebpf)?;
 
         let config = Config { listener_port: settings.listener_port.into(), guard: settings.guard.wire() };
-        state.configure(config, adopted)?;
+        state.configure(config)?;
         state.protect(&settings.protected)?;
         state.set_agent_uids(&settings.agent_uids)?;
         state.set_cgroups(CgroupKind::Daemon, &[settings.daemon_cgroup])?;
@@ -406,9 +411,4 @@ fn logger(ebpf: &mut Ebpf) -> Option<EbpfLogger<ToTracing>> {
     EbpfLogger::init_with_logger(ebpf, ToTracing)
         .inspect_err(|error| tracing::warn!(%error, "the eBPF programs' own log cannot be read"))
         .ok()
-}
-
-/// Whether something is pinned in a folder, by whatever version.
-pub fn is_pinned(pins: &Path) -> bool {
-    pins.is_dir()
 }

@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gateway_common::{LAYOUT, PROGRAMS, maps};
+use gateway_common::{LAYOUT, PROGRAMS};
 use rustix::{
     fs::{FlockOperation, flock, statfs},
     mount::{MountFlags, mount},
@@ -49,6 +49,10 @@ impl Pins {
         let parent = folder.parent().ok_or_else(|| failed(folder, "made")(io::ErrorKind::InvalidInput.into()))?;
         if !is_bpffs(existing(folder)).map_err(failed(folder, "examined"))? {
             fs::create_dir_all(parent).map_err(failed(parent, "made"))?;
+            // A mount would hide what lies there.
+            if fs::read_dir(parent).map_err(failed(parent, "read"))?.next().is_some() {
+                return Err(RedirectError::NoBpffs { path: folder.to_owned() });
+            }
             mount("bpf", parent, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=700")
                 .map_err(|error| failed(parent, "mounted as a bpffs")(error.into()))?;
         }
@@ -61,11 +65,6 @@ impl Pins {
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
         map_pin(&self.folder, name)
-    }
-
-    /// Whether the maps of this layout are there already.
-    pub(super) fn has_maps(&self) -> bool {
-        self.map(maps::CONFIG).exists()
     }
 
     /// Puts a program in its place at the scope: into the link that stands there, or into a new one.
@@ -149,6 +148,12 @@ pub fn detach(folder: &Path) -> Result<Vec<String>, RedirectError> {
         Err(error) => return Err(failed(folder, "removed")(error)),
     }
     Ok(taken)
+}
+
+/// Whether a link is pinned in a folder, by whatever version.
+pub fn is_pinned(folder: &Path) -> bool {
+    let pins = layouts(folder).unwrap_or_default().into_iter().flat_map(fs::read_dir).flatten().flatten();
+    pins.map(|pin| pin.file_name()).any(|name| name.to_string_lossy().starts_with(LINK))
 }
 
 fn layouts(folder: &Path) -> Result<Vec<PathBuf>, RedirectError> {

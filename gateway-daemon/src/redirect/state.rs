@@ -14,9 +14,6 @@ use super::{
     target::{Protected, TargetKey, UidRange},
 };
 
-/// All ports.
-const PORTS: u32 = 65_536;
-
 /// The maps, typed.
 pub(super) struct State {
     config: Array<MapData, Config>,
@@ -51,31 +48,29 @@ impl State {
         })
     }
 
-    /// Tells the programs the listener's port and the guard. `adopted`: an earlier daemon may have had another port.
-    pub(super) fn configure(&mut self, config: Config, adopted: bool) -> Result<(), RedirectError> {
+    /// Tells the programs the listener's port and the guard.
+    pub(super) fn configure(&mut self, config: Config) -> Result<(), RedirectError> {
         if self.protected_ports()?.contains(&config.listener_port) {
             return Err(RedirectError::ListenerPortProtected { port: config.listener_port });
         }
+        // The port of the daemon before; 0 in a map that was made now. The configuration comes last: whoever is
+        // interrupted leaves what the next start puts right.
+        let former = self.config.get(&0, 0).map_err(failed(maps::CONFIG))?.listener_port;
         self.ports.set(config.listener_port, PORT_LISTENER, 0).map_err(failed(maps::PORTS))?;
-        self.config.set(0, config, 0).map_err(failed(maps::CONFIG))?;
-        if adopted {
-            for port in (0..PORTS).filter(|&port| port != config.listener_port) {
-                if self.ports.get(&port, 0).map_err(failed(maps::PORTS))? & PORT_LISTENER != 0 {
-                    self.ports.set(port, 0, 0).map_err(failed(maps::PORTS))?;
-                }
-            }
+        if former != config.listener_port {
+            self.ports.set(former, 0, 0).map_err(failed(maps::PORTS))?;
         }
-        Ok(())
+        self.config.set(0, config, 0).map_err(failed(maps::CONFIG))
     }
 
     /// Adds targets; those that are there already get their new connection.
     pub(super) fn protect(&mut self, protected: &[Protected]) -> Result<(), RedirectError> {
         let wanted = self.checked(protected)?;
-        for (key, connection) in &wanted {
-            self.targets.insert(&trie_key(key), connection, 0).map_err(failed(maps::TARGETS))?;
-        }
         for port in protected.iter().map(|protected| u32::from(protected.port)).collect::<HashSet<_>>() {
             self.ports.set(port, PORT_PROTECTED, 0).map_err(failed(maps::PORTS))?;
+        }
+        for (key, connection) in &wanted {
+            self.targets.insert(&trie_key(key), connection, 0).map_err(failed(maps::TARGETS))?;
         }
         Ok(())
     }

@@ -193,7 +193,7 @@ pub(super) struct TargetKey {
 
 impl From<&Protected> for TargetKey {
     fn from(protected: &Protected) -> Self {
-        let port = u32::from(u16::BITS) + u32::from(u16::BITS);
+        let port = u32::BITS;
         Self {
             bits: port + u32::from(protected.network.mapped_prefix()),
             destination: to_destination(SocketAddr::new(protected.network.address, protected.port)),

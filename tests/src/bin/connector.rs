@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use end_to_end::kernel_support::{Outcome, uring_connect};
+use end_to_end::kernel_support::{Outcome, Worker, ring, uring_connect};
 use gateway_daemon::redirect::cgroup::id_of;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -47,7 +47,11 @@ fn main() -> Result<()> {
         ["mptcp", address] => talk(&stream(address.parse()?, Some(MPTCP))?, address.parse()?, Way::Blocking),
         ["fastopen", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::FastOpen),
         ["nonblocking", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::NonBlocking),
-        ["uring", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::Uring),
+        ["uring", address] => through_ring(None, Worker::Inline, address.parse()?)?,
+        ["uring-queue", address] => through_ring(None, Worker::Queue, address.parse()?)?,
+        ["uring-poll", address] => through_ring(None, Worker::Poll, address.parse()?)?,
+        ["ring-made-before", folder, address] => through_ring(Some(folder), Worker::Queue, address.parse()?)?,
+        ["poll-ring-made-before", folder, address] => through_ring(Some(folder), Worker::Poll, address.parse()?)?,
         ["udp-send", address] => datagram(address.parse()?, false),
         ["udp-connect", address] => datagram(address.parse()?, true),
         ["socket", family, kind, protocol] => make(family.parse()?, kind.parse()?, protocol.parse()?),
@@ -63,7 +67,7 @@ fn main() -> Result<()> {
             enter_cgroup(folder)?;
             talk(&socket, address.parse()?, Way::Blocking)
         }
-        ["inherited", address] => talk(&io::stdin().as_fd(), address.parse()?, Way::Blocking),
+        ["inherited", address] => talk(io::stdin().as_fd(), address.parse()?, Way::Blocking),
         ["give"] => {
             give(&stream(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None)?)?;
             Ok(Outcome::default())
@@ -99,11 +103,11 @@ fn enter_cgroup(folder: &str) -> Result<()> {
 
 type Tried<T> = std::result::Result<T, Errno>;
 
-enum Way {
+enum Way<'a> {
     Blocking,
     FastOpen,
     NonBlocking,
-    Uring,
+    Ring(&'a mut io_uring::IoUring, Worker),
 }
 
 fn stream(address: SocketAddr, protocol: Option<u32>) -> Tried<OwnedFd> {
@@ -116,7 +120,7 @@ fn family(address: SocketAddr) -> AddressFamily {
 }
 
 /// Connects, and reads the line that whoever accepts sends.
-fn talk(socket: impl std::os::fd::AsFd, address: SocketAddr, way: Way) -> Tried<Outcome> {
+fn talk(socket: impl std::os::fd::AsFd, address: SocketAddr, way: Way<'_>) -> Tried<Outcome> {
     let socket = socket.as_fd();
     match way {
         Way::Blocking => net::connect(socket, &address)?,
@@ -137,7 +141,7 @@ fn talk(socket: impl std::os::fd::AsFd, address: SocketAddr, way: Way) -> Tried<
             }
             rustix::io::ioctl_fionbio(socket, false)?;
         }
-        Way::Uring => uring_connect(socket, address)?,
+        Way::Ring(ring, worker) => uring_connect(ring, worker, socket, address)?,
     }
     let peer = net::getpeername(socket)?.and_then(|peer| SocketAddr::try_from(peer).ok());
     sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
@@ -145,6 +149,16 @@ fn talk(socket: impl std::os::fd::AsFd, address: SocketAddr, way: Way) -> Tried<
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line).map_err(errno)?;
     Ok(Outcome { peer, answer: serde_json::from_str(&line).ok(), ..Outcome::default() })
+}
+
+/// Connects through a ring, made before the process enters the folder's cgroup where one is given.
+fn through_ring(enter: Option<&str>, worker: Worker, address: SocketAddr) -> Result<Tried<Outcome>> {
+    let mut ring = ring(worker)?;
+    if let Some(folder) = enter {
+        enter_cgroup(folder)?;
+    }
+    let socket = stream(address, None)?;
+    Ok(talk(&socket, address, Way::Ring(&mut ring, worker)))
 }
 
 fn ready(socket: BorrowedFd<'_>, flags: PollFlags) -> Tried<()> {
@@ -233,7 +247,7 @@ fn many(count: usize, threads: usize, addresses: &[&str]) -> Tried<Outcome> {
                     let mut good = 0;
                     let mut bad = Vec::new();
                     for round in 0..count / threads {
-                        let address = addresses[(worker + round) % addresses.len()];
+                        let Some(&address) = addresses.get((worker + round) % addresses.len()) else { break };
                         let outcome = stream(address, None).and_then(|socket| talk(&socket, address, Way::Blocking));
                         match outcome {
                             Ok(outcome) if outcome.is_own(own, address) => good += 1,

@@ -1,25 +1,52 @@
 //! One connect through `io_uring`. The only unsafe code of the tests.
 
 use std::{
+    io,
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd},
 };
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 
-/// Connects a socket through a ring of its own.
+/// Who carries a ring's work out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Worker {
+    /// The task that submits.
+    Inline,
+    /// A worker thread of the kernel's.
+    Queue,
+    /// A thread that watches the ring.
+    Poll,
+}
+
+/// A ring.
 ///
 /// # Errors
 ///
-/// The connect's error, or the ring's where the kernel has none: no test passes without one.
+/// When the kernel has none: no test passes without one.
+pub fn ring(worker: Worker) -> Result<IoUring, Errno> {
+    let mut builder = IoUring::builder();
+    if worker == Worker::Poll {
+        builder.setup_sqpoll(1000);
+    }
+    builder.build(2).map_err(failed)
+}
+
+/// Connects a socket through a ring.
+///
+/// # Errors
+///
+/// The connect's error.
 #[expect(unsafe_code, reason = "the ring reads the address from the caller's memory")]
-pub fn uring_connect(socket: impl AsFd, address: SocketAddr) -> Result<(), Errno> {
-    let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    let mut ring = IoUring::new(2).map_err(failed)?;
+pub fn uring_connect(ring: &mut IoUring, worker: Worker, socket: impl AsFd, address: SocketAddr) -> Result<(), Errno> {
     let raw = RawAddress::from(address);
     let (pointer, length) = raw.parts();
-    let entry = opcode::Connect::new(types::Fd(socket.as_fd().as_raw_fd()), pointer, length).build();
+    let entry =
+        opcode::Connect::new(types::Fd(socket.as_fd().as_raw_fd()), pointer, length).build().flags(match worker {
+            Worker::Queue => squeue::Flags::ASYNC,
+            Worker::Inline | Worker::Poll => squeue::Flags::empty(),
+        });
     // SAFETY: `raw` and the socket live until the completion below, and the queue holds this one entry.
     unsafe { ring.submission().push(&entry) }.map_err(|_| Errno::BUSY)?;
     ring.submit_and_wait(1).map_err(failed)?;
@@ -28,6 +55,10 @@ pub fn uring_connect(socket: impl AsFd, address: SocketAddr) -> Result<(), Errno
         0.. => Ok(()),
         negative => Err(Errno::from_raw_os_error(negative.saturating_neg())),
     }
+}
+
+fn failed(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 enum RawAddress {
