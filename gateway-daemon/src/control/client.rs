@@ -60,9 +60,7 @@ impl Client {
         let stream = UnixStream::connect(path).map_err(|source| {
             let path = path.to_owned();
             match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    ClientError::NotRunning { path }
-                }
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning { path },
                 io::ErrorKind::PermissionDenied => ClientError::Permission { path },
                 _ => ClientError::Connect { path, source },
             }
@@ -80,18 +78,14 @@ impl Client {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<R, ClientError> {
         self.send(request, descriptors)?;
-        self.next()?.ok_or(ClientError::Closed)
+        self.recv()?.ok_or(ClientError::Closed)
     }
 
     /// Sends a message without waiting for an answer.
     ///
     /// # Errors
     /// The message is too long, or the daemon is gone.
-    pub fn send<T: Serialize>(
-        &mut self,
-        message: &T,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(), ClientError> {
+    pub fn send<T: Serialize>(&mut self, message: &T, descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         match Outgoing::new(message, descriptors)?.send_blocking(self.stream.as_fd()) {
             // A daemon that refuses before it has read may have left its reason in our buffer: let it be read.
             Err(FrameError::Io { source }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -103,7 +97,7 @@ impl Client {
     ///
     /// # Errors
     /// What came is not an `R`, or the socket failed.
-    pub fn next<R: DeserializeOwned>(&mut self) -> Result<Option<R>, ClientError> {
+    pub fn recv<R: DeserializeOwned>(&mut self) -> Result<Option<R>, ClientError> {
         match self.incoming.receive_blocking(self.stream.as_fd())? {
             Some(message) => Ok(Some(message.parse()?)),
             None => Ok(None),

@@ -13,8 +13,8 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -160,10 +160,7 @@ impl Incoming {
     }
 
     /// Reads from a socket that blocks until a message is whole; `None` when the other side closed.
-    pub(crate) fn receive_blocking(
-        &mut self,
-        socket: BorrowedFd<'_>,
-    ) -> Result<Option<Message>, FrameError> {
+    pub(crate) fn receive_blocking(&mut self, socket: BorrowedFd<'_>) -> Result<Option<Message>, FrameError> {
         loop {
             match self.receive(socket)? {
                 Step::More => {}
@@ -184,10 +181,7 @@ pub(crate) struct Outgoing<'fd> {
 
 impl<'fd> Outgoing<'fd> {
     /// Lays out `message`, to be sent with `descriptors`.
-    pub(crate) fn new<T: Serialize>(
-        message: &T,
-        descriptors: &'fd [BorrowedFd<'fd>],
-    ) -> Result<Self, FrameError> {
+    pub(crate) fn new<T: Serialize>(message: &T, descriptors: &'fd [BorrowedFd<'fd>]) -> Result<Self, FrameError> {
         let mut bytes = vec![0; HEAD];
         serde_json::to_writer(&mut bytes, message).map_err(|source| FrameError::Json { source })?;
         let len = bytes.len() - HEAD;

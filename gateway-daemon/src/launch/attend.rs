@@ -53,12 +53,10 @@ enum Happened {
 async fn obey(running: &mut Running, input: RunInput) {
     let done = match input {
         RunInput::Resume { ground } => running.resume(ground).await,
-        RunInput::Signal { signal } => {
-            match FORWARDED.into_iter().find(|known| known.as_raw() == signal) {
-                Some(signal) => running.signal(signal).await,
-                None => Ok(()),
-            }
-        }
+        RunInput::Signal { signal } => match FORWARDED.into_iter().find(|known| known.as_raw() == signal) {
+            Some(signal) => running.signal(signal).await,
+            None => Ok(()),
+        },
         RunInput::Drained => Ok(()),
     };
     if let Err(error) = done {

@@ -206,8 +206,7 @@ fn drop_privileges(spec: &RunSpec, command: &str) -> Result<(), Failure> {
     rustix::thread::set_capabilities(None, none).at(Step::Capabilities, command)?;
     rustix::thread::set_no_new_privs(true).at(Step::Capabilities, command)?;
     // Until exec resets it: processes of the same user can neither trace this one nor read its descriptors.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .at(Step::Capabilities, command)
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at(Step::Capabilities, command)
 }
 
 fn empty_bounding_set() -> io::Result<()> {

@@ -34,8 +34,7 @@ pub(super) fn cover(path: &Path) -> io::Result<()> {
     };
     let target = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
     if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Directory {
-        let flags =
-            MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("weir", &target, "tmpfs", flags, c"mode=555,size=4k,nr_inodes=1")?;
     } else {
         mount_bind("/dev/null", &target)?;

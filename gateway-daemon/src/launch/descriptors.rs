@@ -37,8 +37,7 @@ pub(super) fn kind(descriptor: impl AsFd) -> io::Result<Kind> {
         FileType::RegularFile if !is_anonymous(descriptor)? => Kind::Bytes,
         FileType::CharacterDevice if rustix::termios::isatty(descriptor) => Kind::Terminal,
         FileType::CharacterDevice
-            if major(found.st_rdev) == MEMORY
-                && HARMLESS_MEMORY.contains(&minor(found.st_rdev)) =>
+            if major(found.st_rdev) == MEMORY && HARMLESS_MEMORY.contains(&minor(found.st_rdev)) =>
         {
             Kind::Bytes
         }

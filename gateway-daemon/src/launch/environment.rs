@@ -7,8 +7,7 @@ use std::{
 };
 
 /// Names that change what code a program loads, or what a library opens, before it has read its arguments.
-const LOADER: [&str; 6] =
-    ["GCONV_PATH", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "MALLOC_TRACE", "RESOLV_HOST_CONF"];
+const LOADER: [&str; 6] = ["GCONV_PATH", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "MALLOC_TRACE", "RESOLV_HOST_CONF"];
 
 /// Names that lead to services or secrets of the caller's session, and those that mean the caller.
 const CALLER: [&str; 14] = [
@@ -77,11 +76,7 @@ mod tests {
 
     #[test]
     fn the_loader_and_the_callers_session_are_left_behind() {
-        let account = Account {
-            name: OsStr::new("bot"),
-            home: Path::new("/home/bot"),
-            shell: Path::new("/bin/sh"),
-        };
+        let account = Account { name: OsStr::new("bot"), home: Path::new("/home/bot"), shell: Path::new("/bin/sh") };
         let caller = [
             ("LD_PRELOAD", "/tmp/x.so"),
             ("LD_LIBRARY_PATH", "/tmp"),

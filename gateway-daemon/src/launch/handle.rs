@@ -27,6 +27,9 @@ use tokio::{
 use super::{Exit, Ground, Launch, LaunchError, Notice, Order, Report, RunSpec};
 use crate::control::{FrameError, Incoming, Step, receive, send};
 
+/// How long a process that could not become the command may take to be gone.
+const REAP_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How long a command may take from the order until it is executed; file systems can be slow.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -46,12 +49,8 @@ pub fn split_off() -> io::Result<LauncherProcess> {
 /// The system refuses a socket or a process.
 pub fn split_off_from(weir: &Path) -> io::Result<LauncherProcess> {
     let (ours, theirs) = StdUnixStream::pair()?;
-    let process = Command::new(weir)
-        .arg("launcher")
-        .env_clear()
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .spawn()?;
+    let process =
+        Command::new(weir).arg("launcher").env_clear().stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn()?;
     Ok(LauncherProcess { process, socket: ours })
 }
 
@@ -228,12 +227,7 @@ impl Launcher {
         Ok((Pending { id, channel, incoming: Incoming::default(), forked, ended }, theirs))
     }
 
-    async fn order(
-        &self,
-        order: Launch,
-        stdio: &[OwnedFd; 3],
-        channel: &StdUnixStream,
-    ) -> Result<(), LaunchError> {
+    async fn order(&self, order: Launch, stdio: &[OwnedFd; 3], channel: &StdUnixStream) -> Result<(), LaunchError> {
         let [stdin, stdout, stderr] = stdio;
         let descriptors = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), channel.as_fd()];
         let socket = self.0.orders.lock().await;
@@ -275,8 +269,13 @@ impl Pending {
                 }
                 Err(LaunchError::Deadline { limit })
             }
-            Ok(command) => {
-                let pid = command?.unwrap_or(pid);
+            Ok(Err(error)) => {
+                // So that the caller finds the cgroup empty.
+                let _ = timeout(REAP_DEADLINE, ended).await;
+                Err(error)
+            }
+            Ok(Ok(command)) => {
+                let pid = command.unwrap_or(pid);
                 let channel = terminal.then_some(channel);
                 Ok(Running { pid, pidfd, channel, incoming, ended, exit: None })
             }
@@ -285,10 +284,7 @@ impl Pending {
 }
 
 /// Reads the channel until it says that the command runs; gives its process where that is another one than was forked.
-async fn executed(
-    channel: &UnixStream,
-    incoming: &mut Incoming,
-) -> Result<Option<i32>, LaunchError> {
+async fn executed(channel: &UnixStream, incoming: &mut Incoming) -> Result<Option<i32>, LaunchError> {
     let mut ready = false;
     loop {
         match receive(channel, incoming).await {
@@ -412,10 +408,7 @@ async fn next_report(channel: Option<&UnixStream>, incoming: &mut Incoming) -> O
 async fn order(channel: &UnixStream, order: Order) -> io::Result<()> {
     match send(channel, &order, &[]).await {
         Err(FrameError::Io { source })
-            if !matches!(
-                source.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            ) =>
+            if !matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
         {
             Err(source)
         }

@@ -110,8 +110,7 @@ pub enum Exit {
 impl Exit {
     /// Reads what wait(2) tells; `None` for a process that has not ended.
     fn of(status: WaitStatus) -> Option<Self> {
-        let code =
-            status.exit_status().map(|code| Self::Code(u8::try_from(code).unwrap_or(u8::MAX)));
+        let code = status.exit_status().map(|code| Self::Code(u8::try_from(code).unwrap_or(u8::MAX)));
         code.or_else(|| status.terminating_signal().map(Self::Signal))
     }
 }

@@ -30,11 +30,7 @@ use crate::control::{Incoming, Step as Read};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Starts the command in a process group of its own and stays until it has ended.
-pub(super) fn lead(
-    spec: &RunSpec,
-    channel: BorrowedFd<'_>,
-    ground: Ground,
-) -> Result<Infallible, Failure> {
+pub(super) fn lead(spec: &RunSpec, channel: BorrowedFd<'_>, ground: Ground) -> Result<Infallible, Failure> {
     let name = spec.argv.first().map(|name| super::os(name).display().to_string());
     let name = name.unwrap_or_default();
     let (leader, executed) = prepare(spec, channel, ground).at(Step::Fork, name)?;
@@ -59,11 +55,7 @@ struct Leader<'fd> {
 }
 
 /// Forks the command. What comes back with the leader is the pipe that closes when it is executed.
-fn prepare<'fd>(
-    spec: &RunSpec,
-    channel: BorrowedFd<'fd>,
-    ground: Ground,
-) -> io::Result<(Leader<'fd>, OwnedFd)> {
+fn prepare<'fd>(spec: &RunSpec, channel: BorrowedFd<'fd>, ground: Ground) -> io::Result<(Leader<'fd>, OwnedFd)> {
     let terminal = terminal().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTTY))?;
     let terminal = rustix::io::fcntl_dupfd_cloexec(terminal, 4)?;
     // Everything is blocked: keys and hang-ups are for the command, and a background group may set the foreground one

@@ -59,8 +59,7 @@ pub fn launcher_main() -> Result<(), NotALauncher> {
     std::env::set_current_dir("/")?;
     let signals = SignalSet::of(&[Signal::CHILD]);
     // Ctrl-C at a daemon that runs in a terminal is the daemon's business; it ends us by its own end.
-    SignalSet::of(&[Signal::CHILD, Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT])
-        .block_only()?;
+    SignalSet::of(&[Signal::CHILD, Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT]).block_only()?;
     let children = signals.descriptor()?;
     Launcher { daemon, children, incoming: Incoming::default(), runs: HashMap::new() }.serve()
 }
@@ -76,10 +75,7 @@ struct Launcher {
 impl Launcher {
     fn serve(mut self) -> Result<(), NotALauncher> {
         loop {
-            let mut events = [
-                PollFd::new(&self.daemon, PollFlags::IN),
-                PollFd::new(&self.children, PollFlags::IN),
-            ];
+            let mut events = [PollFd::new(&self.daemon, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
             match poll(&mut events, None) {
                 Err(Errno::INTR) => continue,
                 other => other?,
@@ -126,7 +122,7 @@ impl Launcher {
 
     /// Takes in every child that has ended.
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let (Some(id), Some(exit)) = (self.runs.remove(&pid), Exit::of(status)) {
                 self.tell(&Notice::Ended { id, exit }, None);
             }

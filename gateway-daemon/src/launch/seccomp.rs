@@ -12,8 +12,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
@@ -33,9 +33,8 @@ pub(super) fn programs() -> Result<[BpfProgram; 2], BackendError> {
             .map(|family| condition(0, SeccompCmpOp::Ne, u64::from(family.unsigned_abs())))
             .collect::<Result<_, _>>()?,
     )?;
-    let families = [libc::SYS_socket, libc::SYS_socketpair]
-        .into_iter()
-        .map(|call| (call, vec![family_refused.clone()]));
+    let families =
+        [libc::SYS_socket, libc::SYS_socketpair].into_iter().map(|call| (call, vec![family_refused.clone()]));
     let mut others = BTreeMap::from([
         (libc::SYS_io_uring_setup, vec![]),
         (libc::SYS_io_uring_enter, vec![]),
@@ -49,19 +48,12 @@ pub(super) fn programs() -> Result<[BpfProgram; 2], BackendError> {
     Ok([program(families.collect(), libc::EAFNOSUPPORT)?, program(others, libc::EPERM)?])
 }
 
-fn condition(
-    argument: u8,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompCondition, BackendError> {
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
 }
 
 /// Compiles rules of which each match is answered with `errno`.
-fn program(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    errno: libc::c_int,
-) -> Result<BpfProgram, BackendError> {
+fn program(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> Result<BpfProgram, BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let refuse = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?;

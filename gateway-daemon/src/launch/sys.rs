@@ -141,13 +141,7 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     let mut len = libc::socklen_t::try_from(mem::size_of::<c_int>()).ok()?;
     // SAFETY: `fd` and `len` live for the call, and `len` is the size of `fd`.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PEERPIDFD,
-            (&raw mut fd).cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)
     };
     if result < 0 || fd < 0 {
         return None;

@@ -93,8 +93,7 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 /// The command could not be started, or lost sight of. The terminal is as it was.
 pub fn run(options: RunOptions) -> Result<u8, RunError> {
     let RunOptions { control, agent, token_file, argv } = options;
-    let token_file =
-        token_file.map(std::path::absolute).transpose().doing("name the token file")?;
+    let token_file = token_file.map(std::path::absolute).transpose().doing("name the token file")?;
     // Opened here, with the caller's rights.
     let token = token_file.as_ref().map(std::fs::File::open).transpose().doing("open the token")?;
     let mut client = Client::connect(&control)?;

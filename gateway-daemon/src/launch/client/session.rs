@@ -35,18 +35,13 @@ impl Signals {
         let set = SignalSet::of(&caught);
         set.block_only()?;
         // TTOU stays blocked and unread: then the terminal can be restored from the background as well.
-        let read: Vec<Signal> =
-            caught.into_iter().filter(|signal| *signal != Signal::TTOU).collect();
+        let read: Vec<Signal> = caught.into_iter().filter(|signal| *signal != Signal::TTOU).collect();
         SignalSet::of(&read).descriptor().map(Self)
     }
 }
 
 /// Relays until the command has ended; gives the status to exit with.
-pub(super) fn attend(
-    client: Client,
-    signals: &Signals,
-    screen: Option<Screen>,
-) -> Result<u8, RunError> {
+pub(super) fn attend(client: Client, signals: &Signals, screen: Option<Screen>) -> Result<u8, RunError> {
     let mut session = Session { client, screen };
     session.begin();
     loop {
@@ -93,8 +88,7 @@ impl Session {
 
     /// Waits until there is something to do: whether the daemon spoke, and whether a signal came.
     fn wait(&self, signals: &Signals) -> io::Result<[bool; 2]> {
-        let mut events =
-            vec![PollFd::new(&self.client, PollFlags::IN), PollFd::new(&signals.0, PollFlags::IN)];
+        let mut events = vec![PollFd::new(&self.client, PollFlags::IN), PollFd::new(&signals.0, PollFlags::IN)];
         events.extend(self.screen.iter().flat_map(Screen::wants));
         match poll(&mut events, None) {
             Ok(_) | Err(Errno::INTR) => {}

@@ -10,9 +10,7 @@ use rustix::{
     fs::{Mode, OFlags, open},
     io::Errno,
     pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
-    termios::{
-        OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr, tcsetwinsize,
-    },
+    termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr, tcsetwinsize},
 };
 
 use super::{Doing, RunError};
@@ -96,10 +94,7 @@ impl Buffer {
 impl Screen {
     /// Makes a pty like the caller's terminal `user`; gives the side for the command as well. `kinds` are those of the
     /// caller's descriptors: in a pipeline the command begins in the background.
-    pub(super) fn open(
-        user: BorrowedFd<'_>,
-        kinds: [Kind; 3],
-    ) -> Result<(Self, OwnedFd), RunError> {
+    pub(super) fn open(user: BorrowedFd<'_>, kinds: [Kind; 3]) -> Result<(Self, OwnedFd), RunError> {
         let cooked = tcgetattr(user).doing("look at the terminal")?;
         let size = tcgetwinsize(user).doing("look at the terminal")?;
         let user = reopen(user).doing("open the terminal")?;
@@ -196,8 +191,7 @@ impl Screen {
                     return;
                 }
                 let mut events = [PollFd::new(&self.user, PollFlags::OUT)];
-                if !self.output.is_empty() && matches!(poll(&mut events, Some(&FLUSH_PAUSE)), Ok(0))
-                {
+                if !self.output.is_empty() && matches!(poll(&mut events, Some(&FLUSH_PAUSE)), Ok(0)) {
                     return;
                 }
             }
@@ -219,9 +213,7 @@ fn reopen(user: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let by_name = format!("/proc/self/fd/{}", user.as_raw_fd());
     // By its name where it is ours; after `su` only the session's terminal can be opened.
-    open(by_name, flags, Mode::empty())
-        .or_else(|_| open("/dev/tty", flags, Mode::empty()))
-        .map_err(io::Error::from)
+    open(by_name, flags, Mode::empty()).or_else(|_| open("/dev/tty", flags, Mode::empty())).map_err(io::Error::from)
 }
 
 /// Whether keys and signals of this terminal are for our process group; with a terminal that is not our session's there
