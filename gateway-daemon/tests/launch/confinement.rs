@@ -95,6 +95,9 @@ fn sockets_of_other_families_are_refused_and_of_these_are_not() {
     }
     expected += &format!("pair {refused}\nhigh bits {refused}\n");
     assert_eq!(daemon.prints(&["perl", "-e", script]), expected);
+    // Where the command has every capability, over a network of its own.
+    let inside = ["unshare", "--user", "--map-root-user", "--net", "perl", "-e", script];
+    assert_eq!(daemon.prints(&inside), expected);
 }
 
 #[test]

@@ -288,6 +288,16 @@ fn the_status_and_signals_are_the_commands() {
 }
 
 #[test]
+fn an_agent_that_kills_its_sessions_leader_ends_its_own_run() {
+    let daemon = Daemon::start();
+    let script = "ls /proc/$PPID/fd 2>/dev/null || echo sealed; kill -9 $PPID; sleep 1000";
+    let mut terminal = Terminal::start(&daemon.run(&["sh", "-c", script]));
+    terminal.shows("sealed");
+    assert_eq!(terminal.ends().code(), Some(137));
+    eventually("nothing is left", || daemon.processes().is_empty().then_some(()));
+}
+
+#[test]
 fn a_command_that_cannot_start_leaves_the_terminal_alone() {
     let daemon = Daemon::start();
     let mut terminal = Terminal::start(&daemon.run(&["no-such-command"]));
