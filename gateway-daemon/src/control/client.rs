@@ -78,7 +78,7 @@ impl Client {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<R, ClientError> {
         self.send(request, descriptors)?;
-        self.next()?.ok_or(ClientError::Closed)
+        self.recv()?.ok_or(ClientError::Closed)
     }
 
     /// Sends a message without waiting for an answer.
@@ -97,7 +97,7 @@ impl Client {
     ///
     /// # Errors
     /// What came is not an `R`, or the socket failed.
-    pub fn next<R: DeserializeOwned>(&mut self) -> Result<Option<R>, ClientError> {
+    pub fn recv<R: DeserializeOwned>(&mut self) -> Result<Option<R>, ClientError> {
         match self.incoming.receive_blocking(self.stream.as_fd())? {
             Some(message) => Ok(Some(message.parse()?)),
             None => Ok(None),

@@ -23,27 +23,27 @@ use tokio::{
 
 use super::{FrameError, Incoming, Outgoing, Reply, Step};
 
-/// How long a connection may stay silent before its request.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
-
 /// How long the other side may take to read one message.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The pause after an `accept` that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many connections may be open at once. Root is counted but never refused: it must be able to mend things.
+/// How many connections may be open at once, and how long one may say nothing. Root is counted but never refused: it
+/// must be able to mend things.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Of one user; each `weir run` holds one while it lasts.
     pub per_uid: usize,
     /// Of all users.
     pub total: usize,
+    /// How long a connection may stay silent before its request.
+    pub silence: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { per_uid: 128, total: 1024 }
+        Self { per_uid: 128, total: 1024, silence: Duration::from_secs(10) }
     }
 }
 
@@ -151,7 +151,17 @@ impl Server {
             match Slot::take(&self.open, self.limits, peer.uid) {
                 Some(slot) => {
                     let incoming = Incoming::default();
+<<<<<<< HEAD
                     return Connection { peer, stream, incoming, first: First::Awaited, _slot: slot };
+=======
+                    return Connection {
+                        peer,
+                        stream,
+                        incoming,
+                        first: First::Awaited { limit: self.limits.silence },
+                        _slot: slot,
+                    };
+>>>>>>> launch
                 }
                 None => refuse(&stream, peer.uid),
             }
@@ -226,7 +236,7 @@ impl Peer {
 /// Whether the request has come, before which silence is cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum First {
-    Awaited,
+    Awaited { limit: Duration },
     Received,
 }
 
@@ -262,12 +272,15 @@ impl Connection {
     /// The next message and its descriptors. Cancel safe: what had come stays.
     ///
     /// # Errors
+<<<<<<< HEAD
     /// The other side closed, was silent for ten seconds before its first message, or sent something else than a `T`.
+=======
+    /// The other side closed, was silent for too long before its first message, or sent something else than a `T`.
+>>>>>>> launch
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
         match self.first {
             First::Received => self.recv_whenever().await,
-            First::Awaited => {
-                let limit = REQUEST_DEADLINE;
+            First::Awaited { limit } => {
                 let got = timeout(limit, self.recv_whenever()).await;
                 let got = got.map_err(|_| ConnectionError::Deadline { limit })??;
                 self.first = First::Received;
@@ -364,5 +377,108 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         }
         Err(error) => Err(io("ask at")(error)),
         Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::{Client, ClientError};
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        folder
+    }
+
+    #[tokio::test]
+    async fn a_request_is_answered_and_the_kernel_says_who_asked() {
+        let folder = folder();
+        let path = folder.path().join("made/control.sock");
+        let server = Server::bind(&path, 0o666).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
+        let asking = std::thread::spawn({
+            let path = path.clone();
+            move || Client::connect(&path).unwrap().request::<_, String>(&"ping", &[]).unwrap()
+        });
+        let mut connection = server.accept().await;
+        let (request, descriptors): (String, _) = connection.recv().await.unwrap();
+        assert_eq!((request.as_str(), descriptors.len()), ("ping", 0));
+        assert_eq!(connection.peer.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(connection.peer.pid, rustix::process::getpid().as_raw_nonzero().get());
+        connection.send(&"pong").await.unwrap();
+        assert_eq!(asking.join().unwrap(), "pong");
+        assert!(matches!(connection.recv::<String>().await, Err(ConnectionError::Closed)));
+        drop(server);
+        assert!(!path.exists());
+        assert!(matches!(Client::connect(&path), Err(ClientError::NotRunning { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_waited_for_in_vain_is_not_lost() {
+        let folder = folder();
+        let server = Server::bind(&folder.path().join("control.sock"), 0o600).unwrap();
+        let mut client = std::os::unix::net::UnixStream::connect(folder.path().join("control.sock")).unwrap();
+        let mut connection = server.accept().await;
+        client.write_all(&[0, 0, 0, 2, b'4']).unwrap();
+        let given_up = timeout(Duration::from_millis(50), connection.recv::<u8>()).await;
+        assert!(given_up.is_err());
+        client.write_all(b"2").unwrap();
+        assert_eq!(connection.recv::<u8>().await.unwrap().0, 42);
+    }
+
+    #[tokio::test]
+    async fn silence_before_the_request_is_cut_short() {
+        let folder = folder();
+        let server = Server::bind(&folder.path().join("control.sock"), 0o600).unwrap();
+        let silence = Duration::from_millis(20);
+        let server = server.with_limits(Limits { silence, ..Limits::default() });
+        let _client = Client::connect(&folder.path().join("control.sock")).unwrap();
+        let mut connection = server.accept().await;
+        let got = connection.recv::<u8>().await;
+        assert!(matches!(got, Err(ConnectionError::Deadline { limit }) if limit == silence));
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_replaced_only_when_nobody_answers() {
+        let folder = folder();
+        let path = folder.path().join("control.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let server = Server::bind(&path, 0o600).unwrap();
+        assert!(matches!(Server::bind(&path, 0o600), Err(BindError::InUse { .. })));
+        drop(server);
+        // One that answers but took no lock, as a program of another kind would.
+        let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(matches!(Server::bind(&path, 0o600), Err(BindError::InUse { .. })));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(Server::bind(&path, 0o600), Err(BindError::NotASocket { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_others_can_write_to_is_refused() {
+        let folder = folder();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+        let bound = Server::bind(&folder.path().join("control.sock"), 0o600);
+        assert!(matches!(bound, Err(BindError::UnsafeFolder { .. })));
+    }
+
+    #[test]
+    fn one_user_cannot_take_every_place_and_root_always_finds_one() {
+        let open = Arc::default();
+        let limits = Limits { per_uid: 2, total: 3, ..Limits::default() };
+        let take = |uid| Slot::take(&open, limits, uid);
+        let (a, _b) = (take(1).unwrap(), take(1).unwrap());
+        assert!(take(1).is_none());
+        let _c = take(2).unwrap();
+        assert!(take(3).is_none());
+        let _root = take(0).unwrap();
+        drop(a);
+        assert!(take(1).is_none(), "root's counts as well");
+        drop(_root);
+        assert!(take(1).is_some());
     }
 }

@@ -27,6 +27,9 @@ use tokio::{
 use super::{Exit, Ground, Launch, LaunchError, Notice, Order, Report, RunSpec};
 use crate::control::{FrameError, Incoming, Step, receive, send};
 
+/// How long a process that could not become the command may take to be gone.
+const REAP_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How long a command may take from the order until it is executed; file systems can be slow.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -266,8 +269,13 @@ impl Pending {
                 }
                 Err(LaunchError::Deadline { limit })
             }
-            Ok(command) => {
-                let pid = command?.unwrap_or(pid);
+            Ok(Err(error)) => {
+                // So that the caller finds the cgroup empty.
+                let _ = timeout(REAP_DEADLINE, ended).await;
+                Err(error)
+            }
+            Ok(Ok(command)) => {
+                let pid = command.unwrap_or(pid);
                 let channel = terminal.then_some(channel);
                 Ok(Running { pid, pidfd, channel, incoming, ended, exit: None })
             }

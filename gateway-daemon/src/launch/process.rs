@@ -122,7 +122,7 @@ impl Launcher {
 
     /// Takes in every child that has ended.
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = rustix::process::waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let (Some(id), Some(exit)) = (self.runs.remove(&pid), Exit::of(status)) {
                 self.tell(&Notice::Ended { id, exit }, None);
             }

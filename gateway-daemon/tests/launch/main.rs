@@ -1,0 +1,9 @@
+//! `weir run` with everything real: the launcher, the control socket, cgroups, mounts, terminals. Needs root.
+
+// Marked as tests so that the lints for tests hold for their helpers as well.
+#[cfg(test)]
+mod confinement;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod terminal;
