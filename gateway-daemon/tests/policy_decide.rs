@@ -1,5 +1,7 @@
 //! Decisions: who is allowed what, what a refusal says, and what an explanation and the table of policies show.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail with them")]
+
 use std::{collections::BTreeSet, time::Duration, time::SystemTime};
 
 use gateway_daemon::{
@@ -31,7 +33,7 @@ forbid(principal, action == Action::"listen", resource) when { principal.subject
 "#;
 
 fn set(text: &str) -> PolicySet {
-    PolicySet::from_sources(&[Source { name: "test.cedar".into(), text: text.into() }], None).unwrap().set
+    PolicySet::from_sources(&[Source::new("test.cedar", text)], None).unwrap().set
 }
 
 fn identity(agent: &str, groups: &[&str]) -> Identity {

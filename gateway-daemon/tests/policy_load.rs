@@ -1,5 +1,7 @@
 //! Folders of policies: what loads, and how each fault is told to the person who must mend it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail with them")]
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
@@ -17,7 +19,7 @@ use gateway_daemon::{
 };
 
 fn source(name: &str, text: &str) -> Source {
-    Source { name: name.into(), text: text.into() }
+    Source::new(name, text)
 }
 
 fn load(text: &str) -> Result<Loaded, LoadErrors> {

@@ -32,6 +32,8 @@ pub(super) struct Draft {
     source: Source,
     range: Range<usize>,
     policy: Policy,
+    scope: Scope,
+    reads: Reads,
 }
 
 /// What came of all drafts.
@@ -60,7 +62,10 @@ impl Draft {
             }
         }
         match Policy::parse(None, &*text) {
-            Ok(policy) => Ok(Self { source: source.clone(), range, policy }),
+            Ok(policy) => {
+                let (scope, reads) = (Scope::of(&policy), Reads::of(&policy));
+                Ok(Self { source: source.clone(), range, policy, scope, reads })
+            }
             Err(_) if Template::parse(None, &*text).is_ok() => {
                 let slot = text.find("?principal").or_else(|| text.find("?resource")).unwrap_or(0);
                 let place = source.place(range.start + slot..range.start + slot + 1);
@@ -104,7 +109,7 @@ pub(super) fn examine(drafts: Vec<Draft>, known: Option<&Known>) -> Examined {
     validate(&drafts, &mut examined);
     if examined.faults.is_empty() {
         for draft in &drafts {
-            if let Some(message) = trial::failure(&draft.policy) {
+            if let Some(message) = trial::failure(&draft.policy, &draft.scope) {
                 examined.faults.push(Fault::new(FaultKind::Fails { message }, Some(draft.place())));
             }
         }
@@ -235,8 +240,7 @@ fn literals(policy: &Policy) -> Vec<(String, Kind, EntityUid)> {
 
 /// With `SELECT *` the set of columns is empty: a policy that forgets it lets through what it means to bar.
 fn columns(draft: &Draft, faults: &mut Vec<Fault>) {
-    let reads = Reads::of(&draft.policy);
-    let (read, unread) = match (reads.columns, reads.all_columns) {
+    let (read, unread) = match (draft.reads.columns, draft.reads.all_columns) {
         (true, false) => ("columns", "allColumns"),
         (false, true) => ("allColumns", "columns"),
         (true, true) | (false, false) => return,
@@ -249,7 +253,7 @@ fn columns(draft: &Draft, faults: &mut Vec<Fault>) {
 fn validate(drafts: &[Draft], examined: &mut Examined) {
     let mut groups: BTreeMap<Option<Action>, Vec<(usize, &Draft)>> = BTreeMap::new();
     for (index, draft) in drafts.iter().enumerate() {
-        groups.entry(representative(&draft.policy)).or_default().push((index, draft));
+        groups.entry(representative(draft)).or_default().push((index, draft));
     }
     for (action, drafts) in groups {
         match action.map_or_else(|| Ok(schema().clone()), schema_of_one) {
@@ -264,9 +268,9 @@ fn validate(drafts: &[Draft], examined: &mut Examined) {
 /// One of the actions of a policy that stands for all of them. The validator tries each action on each kind of resource;
 /// since all actions apply to the same, one tells as much as all do, in a thirtieth of the time, unless the conditions
 /// look at the action. A test holds both to the same findings.
-fn representative(policy: &Policy) -> Option<Action> {
-    let action = Scope::of(policy).actions.iter().next()?;
-    if conditions_read_action(policy) { None } else { Some(action) }
+fn representative(draft: &Draft) -> Option<Action> {
+    let action = draft.scope.actions.iter().next()?;
+    if conditions_read_action(&draft.policy) { None } else { Some(action) }
 }
 
 fn validate_group(validator: &Validator, drafts: &[(usize, &Draft)], examined: &mut Examined) {
@@ -304,7 +308,8 @@ fn validate_group(validator: &Validator, drafts: &[(usize, &Draft)], examined: &
 
 /// Cedar tells the same mistake once for each action and each type of resource: one is told, the others are counted.
 fn folded<'a>(errors: impl Iterator<Item = (Place, &'a ValidationError)>) -> Vec<Fault> {
-    let mut places: BTreeMap<_, (Place, Vec<(String, Option<String>)>)> = BTreeMap::new();
+    type Told = (Place, Vec<(String, Option<String>)>);
+    let mut places: BTreeMap<_, Told> = BTreeMap::new();
     for (place, error) in errors {
         let help = match error {
             ValidationError::EntityDerefLevelViolation(_) => Some(
@@ -316,7 +321,7 @@ fn folded<'a>(errors: impl Iterator<Item = (Place, &'a ValidationError)>) -> Vec
         let (_, told) = places.entry(at).or_insert_with(|| (place, Vec::new()));
         told.push((without_id(&error.to_string(), error.policy_id()), help));
     }
-    let fold = |(place, mut told): (Place, Vec<(String, Option<String>)>)| {
+    let fold = |(place, mut told): Told| {
         told.sort_unstable();
         told.dedup();
         let alike = told.len().saturating_sub(1);
@@ -345,8 +350,8 @@ fn rule(draft: Draft) -> Rule {
         file: place.file,
         line: place.line,
         text: text_of(&draft.source, draft.range.clone()),
-        scope: Scope::of(&draft.policy),
-        reads: Reads::of(&draft.policy),
+        scope: draft.scope,
+        reads: draft.reads,
         policy: draft.policy.new_id(CedarId::new(&*id)),
         id: PolicyId(id),
     }
@@ -384,7 +389,7 @@ mod tests {
         let mut told_apart = BTreeSet::new();
         for (action, rest) in actions.iter().flat_map(|action| rest.map(|rest| (action, rest))) {
             let text = format!("permit ({};", rest.replace(", A,", &format!(", {action},")));
-            let source = Source { name: "a.cedar".into(), text: text.clone().into() };
+            let source = Source::new("a.cedar", &text);
             let draft = Draft::parse(&source, 0..text.len()).ok().unwrap();
             let found = |validator: &Validator| {
                 let mut examined = Examined::default();
@@ -400,8 +405,7 @@ mod tests {
                 said
             };
             let full = found(&Validator::new(schema().clone()));
-            let schema =
-                representative(&draft.policy).map_or_else(|| schema().clone(), |one| schema_of_one(one).unwrap());
+            let schema = representative(&draft).map_or_else(|| schema().clone(), |one| schema_of_one(one).unwrap());
             assert_eq!(found(&Validator::new(schema)), full, "{text}");
             told_apart.insert(full.is_empty());
         }

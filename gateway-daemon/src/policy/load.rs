@@ -98,7 +98,7 @@ fn build(
 ) -> Result<Loaded, LoadErrors> {
     let mut drafts = Vec::new();
     for source in sources {
-        for range in pieces(&source.text) {
+        for range in pieces(source.text()) {
             match Draft::parse(source, range) {
                 Ok(draft) => drafts.push(draft),
                 Err(found) => faults.extend(found),
@@ -146,7 +146,7 @@ impl Folder {
             match read_file(&path, &name) {
                 Ok(text) => {
                     self.bytes = self.bytes.saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
-                    self.sources.push(Source { name: name.into(), text: text.into() });
+                    self.sources.push(Source::new(&name, &text));
                 }
                 Err(kind) => self.fault(kind),
             }
@@ -218,5 +218,5 @@ fn open(path: &Path, name: &str) -> Result<File, FaultKind> {
 
 /// The text of a policy in its source.
 pub(super) fn text_of(source: &Source, range: std::ops::Range<usize>) -> Arc<str> {
-    source.text.get(range).unwrap_or_default().into()
+    source.text().get(range).unwrap_or_default().into()
 }

@@ -65,7 +65,7 @@ enum Slice {
     /// No policy of the slice reads the context: the answer stands.
     Answered(Answer),
     /// The answer depends on columns, time or protocol.
-    Open(Question),
+    Open(Box<Question>),
 }
 
 struct Question {
@@ -154,7 +154,7 @@ impl Principal {
         let chosen = self.matching(rules, access.action, &resource);
         match Question::new(&chosen, query.identity, access.action, &resource) {
             Err(message) => Slice::Answered(Answer { outcome: Outcome::Failed { message }, policies: Vec::new() }),
-            Ok(question) if question.reads.anything() => Slice::Open(question),
+            Ok(question) if question.reads.anything() => Slice::Open(Box::new(question)),
             // Whatever the columns and the time are, the answer is the same.
             Ok(question) => Slice::Answered(question.put(&Columns::None, &query.circumstances())),
         }
@@ -413,7 +413,7 @@ mod tests {
             .enumerate()
             .map(|(index, policy)| format!("@id(\"p{index}\") @description(\"d\") {policy}\n"))
             .collect();
-        PolicySet::from_sources(&[Source { name: "p.cedar".into(), text: text.into() }], None).unwrap().set
+        PolicySet::from_sources(&[Source::new("p.cedar", &text)], None).unwrap().set
     }
 
     fn query<'a>(identity: &'a Identity, connection: &'a str) -> Query<'a> {

@@ -10,10 +10,10 @@ const MAX_EXCERPT_CHARS: usize = 160;
 /// One policy file.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Its name inside the folder.
-    pub name: Arc<str>,
-    /// What it holds.
-    pub text: Arc<str>,
+    name: Arc<str>,
+    text: Arc<str>,
+    /// The offset at which each line begins, ascending; the first is 0.
+    lines: Arc<[usize]>,
 }
 
 /// A place in a policy file, as it is shown.
@@ -33,20 +33,31 @@ pub struct Place {
 }
 
 impl Source {
+    /// A file of this name inside the folder, with what it holds.
+    pub fn new(name: &str, text: &str) -> Self {
+        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { name: name.into(), text: text.into(), lines }
+    }
+
+    /// What the file holds.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// The place of a range of bytes; what lies outside the text is moved to its end.
     pub(super) fn place(&self, range: Range<usize>) -> Place {
         let text = &*self.text;
         let start = floor_boundary(text, range.start);
-        let (before, after) = text.split_at(start);
-        let line_start = before.rfind(['\n', '\r']).map_or(0, |at| at + 1);
-        let head = before.get(line_start..).unwrap_or_default();
-        let tail = after.split(['\n', '\r']).next().unwrap_or_default();
+        let line = self.lines.partition_point(|&line_start| line_start <= start);
+        let line_start = line.checked_sub(1).and_then(|index| self.lines.get(index)).copied().unwrap_or(0);
+        let head = text.get(line_start..start).unwrap_or_default();
+        let tail = text.get(start..).unwrap_or_default().split(['\n', '\r']).next().unwrap_or_default();
         let end = floor_boundary(tail, range.end.saturating_sub(start));
         let marked = tail.get(..end).unwrap_or_default();
         let shown_head = printable(head);
         Place {
             file: Arc::clone(&self.name),
-            line: before.matches('\n').count() + 1,
+            line,
             column: head.chars().count() + 1,
             indent: shown_head.width(),
             marked: printable(marked).width().max(1),
@@ -306,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_place_counts_characters_and_shows_what_would_deceive() {
-        let source = Source { name: "a.cedar".into(), text: "one\n\tä\u{202e}x = y\n".into() };
+        let source = Source::new("a.cedar", "one\n\tä\u{202e}x = y\n");
         let place = source.place(5..7);
         assert_eq!((place.line, place.column), (2, 2));
         insta::assert_snapshot!(place.to_string(), @r"

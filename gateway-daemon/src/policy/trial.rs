@@ -13,44 +13,33 @@ use super::{
 };
 use crate::{
     identity::{Group, Identity, Subject},
-    sql::{Action, Columns, Name, Object},
+    sql::{Columns, Name, Object},
 };
 
 /// The name of everything that a scope leaves open.
 const ANY: &str = "trial";
 
 /// Why the policy fails, when it does.
-pub(super) fn failure(policy: &Policy) -> Option<String> {
+pub(super) fn failure(policy: &Policy, scope: &Scope) -> Option<String> {
     if !policy.has_non_scope_constraint() {
         return None; // a scope cannot fail
     }
-    let scope = Scope::of(policy);
     let identity = identity(&scope.principal)?;
     let action = scope.actions.iter().next()?;
     let (connection, database, object) = object(&scope.resource)?;
     let resource = Resource::new(&connection, &database, &object);
+    let uids = [names::agent_uid(&identity), action_uid(action.name()), resource.chain.first()?.uid()];
+    let entities = names::entities(&identity, action, &resource).ok()?;
     let set = PolicySet::from_policies([policy.clone()]).ok()?;
-    let some: BTreeSet<Name> = [ANY.into()].into();
-    [Columns::None, Columns::Some(some), Columns::All]
-        .iter()
-        .find_map(|columns| failure_with(&set, &identity, action, &resource, columns))
-}
-
-fn failure_with(
-    set: &PolicySet,
-    identity: &Identity,
-    action: Action,
-    resource: &Resource,
-    columns: &Columns,
-) -> Option<String> {
     let circumstances = Circumstances { protocol: "postgres", now: SystemTime::now() };
-    let context = context(columns, &circumstances, Reads::everything()).ok()?;
-    let entities = names::entities(identity, action, resource).ok()?;
-    let asked = resource.chain.first()?.uid();
-    match ask(set, &entities, [names::agent_uid(identity), action_uid(action.name()), asked], context) {
-        (Outcome::Failed { message }, _) => Some(message),
-        (Outcome::Permitted | Outcome::Forbidden | Outcome::Unpermitted, _) => None,
-    }
+    let some: BTreeSet<Name> = [ANY.into()].into();
+    [Columns::None, Columns::Some(some), Columns::All].iter().find_map(|columns| {
+        let context = context(columns, &circumstances, Reads::everything()).ok()?;
+        match ask(&set, &entities, uids.clone(), context).0 {
+            Outcome::Failed { message } => Some(message),
+            Outcome::Permitted | Outcome::Forbidden | Outcome::Unpermitted => None,
+        }
+    })
 }
 
 /// Someone whom the scope can match.
