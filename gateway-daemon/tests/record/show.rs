@@ -1,14 +1,12 @@
 //! What people see of hostile sessions: whole outputs.
 
-mod record_support;
-
 use std::sync::Arc;
 
+use super::support::{admin, outcome, refusal, request, session_end, start};
 use gateway_daemon::{
     record::{Answer, Event, Request, Row, RowContent, SessionId, SessionInfo, SessionSummary, Time},
     show::{LogTable, RowLimit, SessionPage, json, sessions},
 };
-use record_support::{admin, outcome, refusal, request, session_end, start};
 
 const ID: SessionId = SessionId(0x1234);
 

@@ -1,15 +1,13 @@
 //! Whatever is recorded comes back; whatever happens to the file is told.
 
-mod record_support;
-
 use std::{fs, path::PathBuf, time::Duration};
 
+use super::support::{noise, request, start, wait};
 use gateway_daemon::record::{
     AdminEvent, DecisionRecord, Event, KernelRefusal, LogFilter, Outcome, Reader, Recorder, Request, RequestKind, Row,
     RowContent, SessionEnd, SessionId, StoreSettings,
 };
 use proptest::{collection::vec, option, prelude::*};
-use record_support::{noise, request, start, wait};
 
 fn any_request() -> impl Strategy<Value = Event> {
     let kind = prop_oneof![Just(RequestKind::Simple), Just(RequestKind::Prepare), Just(RequestKind::Execute)];
