@@ -46,6 +46,8 @@ impl TryFrom<String> for SessionId {
 
 /// One event. The store adds the sequence number and the time (UTC, never backwards on one node).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+#[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "events are made, encoded and dropped one at a time")]
 pub enum Event {
     /// A connection was accepted, identified, and is served from here on.
     #[n(0)]
@@ -134,10 +136,10 @@ pub struct SessionStart {
     #[n(13)]
     pub connection: String,
     /// The address that the agent asked for.
-    #[n(14)]
+    #[cbor(n(14), with = "exact::address")]
     pub origin: SocketAddr,
     /// The server's address that the daemon reached; absent when it reached none.
-    #[n(15)]
+    #[cbor(n(15), with = "exact::address_option")]
     pub upstream: Option<SocketAddr>,
     /// User and database that the agent named, and the ones used upstream.
     #[n(16)]
@@ -161,6 +163,7 @@ pub struct SessionStart {
 
 /// How a statement arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+#[serde(rename_all = "snake_case")]
 pub enum RequestKind {
     /// A Query message.
     #[n(0)]
@@ -315,7 +318,7 @@ pub struct KernelRefusal {
     #[n(4)]
     pub cgroup: u64,
     /// The address asked for.
-    #[n(5)]
+    #[cbor(n(5), with = "exact::address")]
     pub destination: SocketAddr,
     /// What was tried and why it was refused: `connect from outside any agent`, `udp to a protected target`…
     #[n(6)]

@@ -87,6 +87,65 @@ pub(super) mod parameters {
     }
 }
 
+/// Addresses in CBOR: IP, port, and for IPv6 flow label and scope, which minicbor's own form leaves out.
+pub(super) mod address {
+    use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+    use minicbor::{Decoder, Encoder, decode::Error as DecodeError, encode::Error as EncodeError};
+
+    pub(in crate::record) fn encode<C, W: minicbor::encode::Write>(
+        address: &SocketAddr,
+        to: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        match address {
+            SocketAddr::V4(v4) => to.array(2)?.encode(IpAddr::from(*v4.ip()))?.u16(v4.port())?,
+            SocketAddr::V6(v6) => {
+                to.array(4)?.encode(IpAddr::from(*v6.ip()))?.u16(v6.port())?.u32(v6.flowinfo())?.u32(v6.scope_id())?
+            }
+        };
+        Ok(())
+    }
+
+    pub(in crate::record) fn decode<C>(from: &mut Decoder<'_>, _: &mut C) -> Result<SocketAddr, DecodeError> {
+        match (from.array()?, from.decode()?, from.u16()?) {
+            (Some(2), IpAddr::V4(ip), port) => Ok((ip, port).into()),
+            (Some(4), IpAddr::V6(ip), port) => Ok(SocketAddrV6::new(ip, port, from.u32()?, from.u32()?).into()),
+            _ => Err(DecodeError::message("an address has two or four parts")),
+        }
+    }
+}
+
+/// See [`address`].
+pub(super) mod address_option {
+    use std::net::SocketAddr;
+
+    use minicbor::{Decoder, Encoder, data::Type, decode::Error as DecodeError, encode::Error as EncodeError};
+
+    use super::address;
+
+    pub(in crate::record) fn encode<C, W: minicbor::encode::Write>(
+        value: &Option<SocketAddr>,
+        to: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        match value {
+            Some(value) => address::encode(value, to, context),
+            None => to.null().map(drop),
+        }
+    }
+
+    pub(in crate::record) fn decode<C>(
+        from: &mut Decoder<'_>,
+        context: &mut C,
+    ) -> Result<Option<SocketAddr>, DecodeError> {
+        if from.datatype()? == Type::Null {
+            return from.null().map(|()| None);
+        }
+        address::decode(from, context).map(Some)
+    }
+}
+
 pub(super) mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

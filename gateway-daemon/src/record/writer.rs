@@ -103,8 +103,7 @@ impl Writer {
     fn write_until_durable(&mut self, turn: Option<&Turn>, batch: &Batch) -> bool {
         let mut pause = FIRST_PAUSE;
         let mut failed: Option<(Time, StoreError)> = None;
-        loop {
-            let Err(error) = self.write(turn, batch) else { break };
+        while let Err(error) = self.write(turn, batch) {
             self.close_window();
             failed.get_or_insert_with(|| {
                 tracing::error!(%error, "the record cannot be written: agents are refused until it can");

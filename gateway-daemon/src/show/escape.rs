@@ -9,6 +9,7 @@
 
 use std::fmt::{self, Write};
 
+use serde::Serialize;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 use unicode_script::{Script, ScriptExtension, UnicodeScript};
 
@@ -25,6 +26,28 @@ pub fn line(text: &str, limit: usize) -> String {
 /// Text from outside on as many lines as it has; otherwise as [`line`].
 pub fn lines(text: &str, limit: usize) -> String {
     show(text, limit, Breaks::Kept)
+}
+
+/// A value as one line of JSON: exact when it is read, and harmless when it is printed, since what [`line`] would escape
+/// is escaped in JSON's own way.
+///
+/// # Errors
+/// When the value cannot be JSON (a map with keys that are no strings).
+pub fn json(value: &impl Serialize) -> Result<String, serde_json::Error> {
+    let exact = serde_json::to_string(value)?;
+    if exact.bytes().all(|byte| byte.is_ascii() && byte != 0x7f) {
+        return Ok(exact);
+    }
+    let mut out = String::with_capacity(exact.len());
+    for c in exact.chars() {
+        // Beyond ASCII, and DEL, stand in strings alone.
+        if is_visible(c) {
+            out.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| put(&mut out, format_args!("\\u{unit:04x}")));
+        }
+    }
+    Ok(out)
 }
 
 /// Bytes from outside: as text where they are UTF-8, else in hexadecimal with `\x` before it, as `bytea` is written.
@@ -225,6 +248,13 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn json_is_exact_and_harmless(text in "\\PC*|[\\x00-\\x1f\x7f\u{80}-\u{9f}\u{200b}-\u{206f}\u{e0041}a-z\"\\\\]*") {
+            let shown = json(&text).unwrap();
+            proptest::prop_assert!(shown.chars().all(is_visible), "{}", shown);
+            proptest::prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+        }
+
         #[test]
         fn nothing_shown_can_move_hide_or_pretend(text in "\\PC*|[\\x00-\\x1f\u{80}-\u{9f}\u{200b}-\u{206f}a-z\\\\⟦⟧]*") {
             let shown = line(&text, usize::MAX);

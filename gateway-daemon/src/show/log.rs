@@ -11,7 +11,7 @@ use crate::record::{
 };
 
 /// Requests whose outcome is waited for; over it the oldest are shown without one.
-const PENDING: usize = 1000;
+const MOST_PENDING: usize = 1000;
 /// Columns before the last: time, agent, connection, what.
 const WIDTHS: [usize; 4] = [27, 14, 12, 7];
 
@@ -21,7 +21,16 @@ pub struct LogTable<W> {
     out: W,
     /// Characters of a statement that a line shows.
     limit: usize,
-    pending: HashMap<(SessionId, u64), (u64, Time, Box<Request>, Whose)>,
+    pending: HashMap<(SessionId, u64), Pending>,
+}
+
+/// A request whose outcome has not come.
+#[derive(Debug)]
+struct Pending {
+    seq: u64,
+    time: Time,
+    request: Box<Request>,
+    whose: Whose,
 }
 
 /// Whose something is, safe to show.
@@ -61,12 +70,13 @@ impl<W: io::Write> LogTable<W> {
         match event {
             Event::Request(request) if request.decision.allowed => {
                 let key = (request.session, request.request);
-                self.pending.insert(key, (row.seq, row.time, Box::new(request.clone()), whose));
-                if self.pending.len() > PENDING { self.show_oldest() } else { Ok(()) }
+                let request = Box::new(request.clone());
+                self.pending.insert(key, Pending { seq: row.seq, time: row.time, request, whose });
+                if self.pending.len() > MOST_PENDING { self.show_oldest() } else { Ok(()) }
             }
             Event::Request(request) => self.request(row.time, request, &whose, None),
             Event::Outcome(outcome) => match self.pending.remove(&(outcome.session, outcome.request)) {
-                Some((_, time, request, whose)) => self.request(time, &request, &whose, Some(outcome)),
+                Some(Pending { time, request, whose, .. }) => self.request(time, &request, &whose, Some(outcome)),
                 None => Ok(()),
             },
             // Bytes are for `weir show`.
@@ -90,9 +100,9 @@ impl<W: io::Write> LogTable<W> {
     }
 
     fn show_oldest(&mut self) -> io::Result<()> {
-        let oldest = self.pending.iter().min_by_key(|(_, (seq, ..))| *seq).map(|(key, _)| *key);
+        let oldest = self.pending.iter().min_by_key(|(_, pending)| pending.seq).map(|(key, _)| *key);
         match oldest.and_then(|key| self.pending.remove(&key)) {
-            Some((_, time, request, whose)) => self.request(time, &request, &whose, None),
+            Some(Pending { time, request, whose, .. }) => self.request(time, &request, &whose, None),
             None => Ok(()),
         }
     }

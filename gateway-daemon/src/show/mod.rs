@@ -2,7 +2,7 @@
 //!
 //! In come rows of the record, out go lines. Whatever came from outside passes [`line`] or [`lines`] on its way: nothing
 //! in it moves the cursor, hides, reorders or pretends to be Weir's own words, which stand in `⟦…⟧` where they are mixed
-//! with others' ([`escape`](mod@escape) has the rules). `--json` is exact and passes none of this.
+//! with others' ([`escape`](mod@escape) has the rules). [`json`] is exact: what would do harm is escaped in JSON's own way.
 
 mod escape;
 mod log;
@@ -11,7 +11,7 @@ mod session;
 mod sessions;
 mod table;
 
-pub use escape::{line, lines};
+pub use escape::{json, line, lines};
 pub use log::LogTable;
 pub use session::SessionPage;
 pub use sessions::sessions;

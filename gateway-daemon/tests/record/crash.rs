@@ -1,7 +1,5 @@
 //! What has a receipt survives `kill -9` at any moment.
 
-mod record_support;
-
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
@@ -10,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use super::support::{noise, outcome, request, wait};
 use gateway_daemon::record::{Event, LogFilter, Reader, Recorder, RowContent, StoreSettings};
-use record_support::{noise, outcome, request, wait};
 
 /// Set for the process that is killed: the store's folder.
 const CHILD: &str = "WEIR_TEST_RECORD_CHILD";
@@ -69,7 +67,7 @@ fn record_until_killed(dir: &Path) -> ! {
 /// The acknowledged requests of a process that was killed after `life` of recording.
 fn run_and_kill(dir: &Path, life: Duration) -> Vec<(String, u64)> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "what_has_a_receipt_survives_kill_9", "--nocapture"])
+        .args(["--exact", "crash::what_has_a_receipt_survives_kill_9", "--nocapture"])
         .env(CHILD, dir)
         .stdout(Stdio::piped())
         .spawn()

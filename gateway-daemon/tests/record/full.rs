@@ -1,11 +1,9 @@
 //! A full disk: everyone is refused and told why; when space is back the store goes on by itself.
 
-mod record_support;
-
 use std::{fs, path::Path, time::Duration};
 
+use super::support::{noise, request, session_end, start, wait};
 use gateway_daemon::record::{Event, LogFilter, Receipt, Recorder, RowContent, SessionLog, StoreError, StoreSettings};
-use record_support::{noise, request, session_end, start, wait};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 /// A file system of 8 MiB, gone with the value.

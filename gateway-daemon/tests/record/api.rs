@@ -1,14 +1,12 @@
 //! The record through its public face: what is appended becomes durable and is found again.
 
-mod record_support;
-
 use std::path::Path;
 
+use super::support::{admin, answer_message, outcome, refusal, request, session_end, start, wait};
 use gateway_daemon::record::{
     DecisionFilter, Event, LogFilter, Reader, Recorder, Row, RowContent, SessionFilter, SessionId, StoreError,
     StoreSettings,
 };
-use record_support::{admin, answer_message, outcome, refusal, request, session_end, start, wait};
 
 fn open(dir: &Path) -> Recorder {
     open_with(StoreSettings::new(dir))
@@ -173,7 +171,7 @@ fn numbers_go_on_and_sessions_are_found_across_windows_and_restarts() {
     let mut sent = Vec::new();
     for at in 1..=60 {
         log.append(&request(long, at, "SELECT 1", true)).unwrap();
-        let noise = record_support::noise(at, 10_000);
+        let noise = super::support::noise(at, 10_000);
         log.append_answer(at, &noise).unwrap();
         sent.extend(noise);
         let all = log.appended();

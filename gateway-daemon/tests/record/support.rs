@@ -1,6 +1,4 @@
 //! Events for tests of the record.
-#![expect(clippy::allow_attributes, reason = "`expect` fails in the file that uses everything")]
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::time::Duration;
 
