@@ -260,8 +260,20 @@ mod tests {
     #[test]
     fn what_is_not_plain_has_no_shape() {
         for text in [
-            "SELECT E'x'", "SELECT U&'x'", "SELECT $$x$$", "SELECT 1e5", "SELECT größe", "SELECT 1 /* c */", "SELECT 1 -- c",
-            "SELECT 'a'\n'b'", "SELECT 'a' 'b'", r"SELECT '\'", "SELECT \u{1}", "SELECT \"\u{1}\"", "SELECT 0x1F", "SELECT 'a",
+            "SELECT E'x'",
+            "SELECT U&'x'",
+            "SELECT $$x$$",
+            "SELECT 1e5",
+            "SELECT größe",
+            "SELECT 1 /* c */",
+            "SELECT 1 -- c",
+            "SELECT 'a'\n'b'",
+            "SELECT 'a' 'b'",
+            r"SELECT '\'",
+            "SELECT \u{1}",
+            "SELECT \"\u{1}\"",
+            "SELECT 0x1F",
+            "SELECT 'a",
         ] {
             assert_eq!(shape(text), None, "{text}");
         }

@@ -263,7 +263,8 @@ fn relations_of(rows: Vec<Row>) -> Result<HashMap<Name, HashMap<Name, Relation>>
         let (_, columns) = relations.entry(schema).or_default().entry(name).or_insert_with(|| (kind, Vec::new()));
         columns.extend(column);
     }
-    let finish = |(name, (kind, columns)): (Name, (RelationKind, Vec<Name>))| (name, Relation { kind, columns: columns.into() });
+    let finish =
+        |(name, (kind, columns)): (Name, (RelationKind, Vec<Name>))| (name, Relation { kind, columns: columns.into() });
     Ok(relations.into_iter().map(|(schema, names)| (schema, names.into_iter().map(finish).collect())).collect())
 }
 
@@ -283,10 +284,12 @@ fn functions_of(rows: Vec<Row>) -> Result<HashMap<Name, Vec<FunctionEntry>>, Cat
 
 fn operators_of(rows: Vec<Row>) -> Result<HashMap<Name, Vec<OperatorEntry>>, CatalogError> {
     let mut operators: HashMap<Name, Vec<OperatorEntry>> = HashMap::new();
-    for (name, entry, extension) in each(rows, 4, |[schema, name, f_schema, f_name, extension]: [Option<String>; 5]| {
-        let entry = OperatorEntry { schema: schema?.into(), function: (f_schema?.into(), f_name?.into()) };
-        Some((Name::from(name?), entry, extension))
-    })? {
+    for (name, entry, extension) in
+        each(rows, 4, |[schema, name, f_schema, f_name, extension]: [Option<String>; 5]| {
+            let entry = OperatorEntry { schema: schema?.into(), function: (f_schema?.into(), f_name?.into()) };
+            Some((Name::from(name?), entry, extension))
+        })?
+    {
         if !of_harmless(extension.as_deref()) {
             operators.entry(name).or_default().push(entry);
         }

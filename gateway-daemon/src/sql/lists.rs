@@ -147,11 +147,21 @@ mod tests {
     fn every_line_of_the_lists_is_understood() {
         for (class, names) in entries(include_str!("data/functions.txt")) {
             assert!(FunctionClass::parse(class).is_some(), "{class}");
-            assert!(names.split_whitespace().all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')));
+            assert!(
+                names
+                    .split_whitespace()
+                    .all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+            );
         }
         assert!(lines(include_str!("data/functions.txt")).all(|l| l.contains(": ")));
-        assert!(lines(include_str!("data/settings.txt")).all(|l| ["set: ", "show: ", "only: "].iter().any(|c| l.starts_with(c))));
-        assert!(lines(include_str!("data/catalogs.txt")).all(|l| l.starts_with("pg_catalog.") || l.starts_with("information_schema.")));
+        assert!(
+            lines(include_str!("data/settings.txt"))
+                .all(|l| ["set: ", "show: ", "only: "].iter().any(|c| l.starts_with(c)))
+        );
+        assert!(
+            lines(include_str!("data/catalogs.txt"))
+                .all(|l| l.starts_with("pg_catalog.") || l.starts_with("information_schema."))
+        );
         assert_eq!(CATALOGS.len(), 2);
     }
 
@@ -169,7 +179,8 @@ mod tests {
 
     #[test]
     fn what_holds_values_or_secrets_is_on_no_list() {
-        for name in ["pg_authid", "pg_shadow", "pg_statistic", "pg_largeobject", "pg_user_mapping", "pg_hba_file_rules"] {
+        for name in ["pg_authid", "pg_shadow", "pg_statistic", "pg_largeobject", "pg_user_mapping", "pg_hba_file_rules"]
+        {
             assert_eq!(readable_catalog("pg_catalog", name), None, "{name}");
         }
         for name in ["query_to_xml", "pg_read_file", "dblink", "pg_sleep", "pg_terminate_backend", "lo_get"] {

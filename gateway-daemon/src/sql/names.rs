@@ -99,8 +99,12 @@ impl SearchPath {
 impl SessionNames {
     /// The names of a session that has just begun: `user` is the role on the server, `path` what `SHOW search_path` says.
     pub fn new(user: &str, path: SearchPath) -> Self {
-        let mut names =
-            Self { paths: vec![path], users: BTreeSet::from([cut(user)]), temporary: BTreeSet::new(), fingerprint: [0; 32] };
+        let mut names = Self {
+            paths: vec![path],
+            users: BTreeSet::from([cut(user)]),
+            temporary: BTreeSet::new(),
+            fingerprint: [0; 32],
+        };
         names.seal();
         names
     }
@@ -141,6 +145,14 @@ impl SessionNames {
         &self.fingerprint
     }
 
+    /// The names with a schema before all others in every path: how the parts of CREATE SCHEMA are read.
+    pub(super) fn within(&self, schema: &Name) -> Self {
+        let mut names = self.clone();
+        names.paths.iter_mut().for_each(|path| path.0.insert(0, Arc::clone(schema)));
+        names.seal();
+        names
+    }
+
     /// Whether a temporary relation of this name may exist.
     pub(super) fn may_be_temporary(&self, name: &str) -> bool {
         self.temporary.contains(name)
@@ -150,7 +162,10 @@ impl SessionNames {
     pub(super) fn paths(&self) -> impl Iterator<Item = Vec<Name>> + '_ {
         self.paths.iter().flat_map(|path| {
             self.users.iter().map(|user| {
-                path.0.iter().map(|schema| if &**schema == "$user" { Arc::clone(user) } else { Arc::clone(schema) }).collect()
+                path.0
+                    .iter()
+                    .map(|schema| if &**schema == "$user" { Arc::clone(user) } else { Arc::clone(schema) })
+                    .collect()
             })
         })
     }

@@ -58,7 +58,8 @@ pub enum ReadError {
 pub(super) fn parse(text: &str) -> Result<Vec<RawStmt>, ReadError> {
     check(text)?;
     // The tree builder is another's code over the agent's bytes: a panic there ends one reading, not the session's thread.
-    let parsed = panic::catch_unwind(|| pg_query::parse(text, pg_query::ParserOptions::DEFAULT)).map_err(|_| ReadError::Parser)?;
+    let parsed = panic::catch_unwind(|| pg_query::parse(text, pg_query::ParserOptions::DEFAULT))
+        .map_err(|_| ReadError::Parser)?;
     match parsed {
         Ok(tree) => Ok(tree.protobuf.stmts),
         Err(pg_query::Error::Parse(message)) => Err(ReadError::Syntax { message }),
@@ -127,8 +128,8 @@ impl Depth {
                 self.total -= self.level.chain + self.level.lasting;
                 self.level = Level { is_case: self.level.is_case, ..Level::default() };
             }
-            // The server may read a run as one operator for each character.
-            Kind::Operator => self.chain(token.len()),
+            // The server may take signs off the end of a run, each an operator of its own.
+            Kind::Operator => self.chain(1 + token.bytes().skip(1).filter(|b| matches!(b, b'+' | b'-')).count()),
             Kind::Cast => self.chain(1),
             Kind::Dot => self.name_follows = true,
             Kind::Word => self.word(token, is_name),
@@ -151,6 +152,8 @@ impl Depth {
             2 if is("or") && !is_name => self.end_chain(),
             2 if is("as") => self.name_follows = !is_name,
             2 if is("is") || is("in") || is("at") => self.chain(1),
+            // ORDER BY and its kin, a list within what holds it.
+            2 if is("by") => self.lasting(1),
             3 if is("and") && !is_name => match self.level.between.checked_sub(1) {
                 Some(rest) => self.level.between = rest,
                 None => self.end_chain(),
@@ -174,7 +177,9 @@ impl Depth {
             7 if is("notnull") || is("similar") || is("collate") => self.chain(1),
             8 if is("overlaps") || is("operator") => self.chain(1),
             9 if is("intersect") => self.lasting(1),
-            _ if word.get(..3).is_some_and(|p| p.eq_ignore_ascii_case("xml") || p.eq_ignore_ascii_case("jso")) => self.chain(1),
+            _ if word.get(..3).is_some_and(|p| p.eq_ignore_ascii_case("xml") || p.eq_ignore_ascii_case("jso")) => {
+                self.chain(1)
+            }
             _ => {}
         }
     }
@@ -242,7 +247,10 @@ mod tests {
         let terms = |sep: &str, n: usize| (0..n).map(|i| format!("a + {i} = b || 'x'")).collect::<Vec<_>>().join(sep);
         for text in [
             format!("SELECT * FROM t WHERE {}", terms(" OR ", 10_000)),
-            format!("SELECT * FROM t WHERE id IN ({})", (0..10_000).map(|i| i.to_string()).collect::<Vec<_>>().join(", ")),
+            format!(
+                "SELECT * FROM t WHERE id IN ({})",
+                (0..10_000).map(|i| i.to_string()).collect::<Vec<_>>().join(", ")
+            ),
             format!("INSERT INTO t VALUES {}", vec!["(1, -2, 'x', now() - interval '1 day')"; 3000].join(", ")),
             format!("SELECT 1{}", " || 'x'".repeat(200)),
             format!("SELECT {}", vec!["CASE WHEN a THEN 1 END"; 300].join(", ")),

@@ -8,7 +8,8 @@ use super::{
 };
 
 /// Words that stand before or beside secrets. A text that could not be read and has one of them loses all its literals.
-const SUSPICIOUS: &[&str] = &["password", "passwd", "connection", "subscription", "conninfo", "mapping", "server", "dblink", "secret"];
+const SUSPICIOUS: &[&str] =
+    &["password", "passwd", "connection", "subscription", "conninfo", "mapping", "server", "dblink", "secret"];
 
 /// The text as the record may keep it: secrets replaced by what `digest` makes of the literal, quotes included. Borrowed
 /// where there is none.

@@ -116,7 +116,9 @@ impl Walker<'_> {
             Ok(CmdType::CmdUpdate) => self.assignments(objects, &clause.target_list, scope),
             Ok(CmdType::CmdDelete) => objects.iter().for_each(|object| self.add(Action::Delete, object.clone())),
             Ok(CmdType::CmdNothing) => {}
-            Ok(CmdType::Undefined | CmdType::CmdUnknown | CmdType::CmdSelect | CmdType::CmdMerge | CmdType::CmdUtility)
+            Ok(
+                CmdType::Undefined | CmdType::CmdUnknown | CmdType::CmdSelect | CmdType::CmdMerge | CmdType::CmdUtility,
+            )
             | Err(_) => self.unknown("node", "MergeWhenClause", "this form of MERGE is not understood"),
         }
     }

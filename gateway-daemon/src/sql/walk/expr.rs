@@ -5,7 +5,8 @@ use std::sync::Arc;
 use pg_query::{
     Node, NodeEnum,
     protobuf::{
-        AConst, AExpr, AExprKind, FuncCall, JsonAggConstructor, JsonBehavior, JsonValueExpr, SortBy, SubLink, TypeName, WindowDef, a_const::Val,
+        AConst, AExpr, AExprKind, FuncCall, JsonAggConstructor, JsonBehavior, JsonValueExpr, SortBy, SubLink, TypeName,
+        WindowDef, a_const::Val,
     },
 };
 
@@ -35,7 +36,8 @@ impl Walker<'_> {
         // An absent element of a list, as in an empty grouping set.
         let Some(node) = &node.node else { return };
         match node {
-            NodeEnum::AConst(_) | NodeEnum::ParamRef(_) | NodeEnum::SetToDefault(_) | NodeEnum::SqlvalueFunction(_) => {}
+            NodeEnum::AConst(_) | NodeEnum::ParamRef(_) | NodeEnum::SetToDefault(_) | NodeEnum::SqlvalueFunction(_) => {
+            }
             // The cursor was decided when it was declared, and moves nothing here.
             NodeEnum::CurrentOfExpr(_) | NodeEnum::MergeSupportFunc(_) => {}
             NodeEnum::ColumnRef(column) => self.column_ref(&column.fields, scope),
@@ -146,7 +148,11 @@ impl Walker<'_> {
             fields.iter().filter(|f| !is_star(f)).map(|field| text(field).map(cut)).collect();
         let Some(names) = names else { return self.unknown("node", "ColumnRef", "a name has a part that is no name") };
         // A name of four parts begins with the database, which can only be this one.
-        let names = if names.len() + usize::from(fields.last().is_some_and(is_star)) == 4 { names.get(1..) } else { Some(&*names) };
+        let names = if names.len() + usize::from(fields.last().is_some_and(is_star)) == 4 {
+            names.get(1..)
+        } else {
+            Some(&*names)
+        };
         match (names.unwrap_or_default(), fields.last().is_some_and(is_star)) {
             ([name], false) => self.bare_name(name, scope),
             ([table, column], false) => self.qualified_name(None, table, column, scope),
@@ -257,7 +263,9 @@ impl Walker<'_> {
                 | AExprKind::AexprIlike
                 | AExprKind::AexprSimilar,
             ) => self.operator(&e.name),
-            Ok(AExprKind::Undefined) | Err(_) => self.unknown("node", "A_Expr", "this form of expression is not understood"),
+            Ok(AExprKind::Undefined) | Err(_) => {
+                self.unknown("node", "A_Expr", "this form of expression is not understood")
+            }
         }
     }
 

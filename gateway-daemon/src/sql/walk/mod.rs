@@ -1,5 +1,6 @@
 //! From parse tree to accesses. Each kind of node is met by name; what has no place gives an unknown access.
 
+mod administration;
 mod ddl;
 mod dml;
 mod expr;
@@ -11,6 +12,7 @@ mod query;
 mod scope;
 mod settings;
 mod statement;
+mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -100,6 +102,8 @@ struct Walker<'a> {
     unresolved: bool,
     effects: Vec<NameEffect>,
     executes: Option<Name>,
+    /// The schema that the statement itself makes.
+    new_schema: Option<Name>,
     reuse: Reuse,
     /// Its literals may hold secrets.
     secret: bool,
@@ -116,6 +120,7 @@ impl<'a> Walker<'a> {
             unresolved: false,
             effects: Vec::new(),
             executes: None,
+            new_schema: None,
             reuse: Reuse::Shape,
             secret: false,
         }
@@ -223,12 +228,16 @@ impl<'a> Walker<'a> {
             Object::Relation { schema, .. } => is_system(schema),
             _ => false,
         };
-        let touched: Vec<_> = self.uses.iter().filter(|((_, object), _)| system(object)).map(|(key, _)| key.clone()).collect();
+        let touched: Vec<_> =
+            self.uses.iter().filter(|((_, object), _)| system(object)).map(|(key, _)| key.clone()).collect();
         for key in touched {
             let Some(columns) = self.uses.get(&key) else { continue };
             if !may_touch(&key, columns) {
                 self.uses.remove(&key);
-                self.unknown_object(key.1, "it is not on the list of catalogues that may be read, or not with these columns");
+                self.unknown_object(
+                    key.1,
+                    "it is not on the list of catalogues that may be read, or not with these columns",
+                );
             }
         }
     }

@@ -74,7 +74,9 @@ pub(super) fn handling(kind: i32) -> Option<Handling> {
         // Their names are those of a type, with what is changed behind.
         O::ObjectAttribute | O::ObjectDomconstraint => ddl(Named::OfRelation),
         O::ObjectView | O::ObjectMatview => all(Action::View, Named::Relation),
-        O::ObjectFunction | O::ObjectProcedure | O::ObjectAggregate | O::ObjectRoutine => all(Action::Routine, Named::Function),
+        O::ObjectFunction | O::ObjectProcedure | O::ObjectAggregate | O::ObjectRoutine => {
+            all(Action::Routine, Named::Function)
+        }
         O::ObjectOperator => all(Action::Routine, Named::Other("operator")),
         O::ObjectOpclass => all(Action::Routine, Named::Other("operator class")),
         O::ObjectOpfamily => all(Action::Routine, Named::Other("operator family")),
@@ -207,10 +209,8 @@ impl Walker<'_> {
             return self.add(action, Object::Function { schema: cut(schema), name });
         }
         let catalog = self.catalog;
-        let mut schemas = self.schemas_searched();
-        if deed == Deed::Create {
-            schemas.retain(|schema| &**schema != super::names::CATALOG);
-        } else {
+        let mut schemas = if deed == Deed::Create { self.schemas_for_new() } else { self.schemas_searched() };
+        if deed != Deed::Create {
             let having: Vec<_> =
                 schemas.iter().filter(|s| catalog.functions(&name).iter().any(|f| f.schema == **s)).cloned().collect();
             if having.is_empty() {

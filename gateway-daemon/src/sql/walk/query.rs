@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use pg_query::{
     Node, NodeEnum,
-    protobuf::{Alias, JoinExpr, JsonTable, RangeFunction, RangeTableFunc, RangeVar, SelectStmt, SetOperation, WithClause},
+    protobuf::{
+        Alias, JoinExpr, JsonTable, RangeFunction, RangeTableFunc, RangeVar, SelectStmt, SetOperation, WithClause,
+    },
 };
 
 use super::{
@@ -366,7 +368,10 @@ impl Walker<'_> {
             None => items,
             Some(alias) if alias.colnames.is_empty() => {
                 let name = cut(&alias.aliasname);
-                items.into_iter().map(|item| Item { name: Some(Arc::clone(&name)), schemas: Vec::new(), ..item }).collect()
+                items
+                    .into_iter()
+                    .map(|item| Item { name: Some(Arc::clone(&name)), schemas: Vec::new(), ..item })
+                    .collect()
             }
             // Which column takes which name isn't followed: all are counted.
             Some(alias) => {
@@ -449,7 +454,8 @@ fn is_alias(node: &Node, aliases: &[Name]) -> bool {
 
 fn is_column(node: &Node, scope: &Scope<'_>) -> bool {
     // What cannot be told may be one.
-    bare(node).is_some_and(|name| scope.items.iter().any(|item| item.columns.as_ref().is_none_or(|c| c.contains(&name))))
+    bare(node)
+        .is_some_and(|name| scope.items.iter().any(|item| item.columns.as_ref().is_none_or(|c| c.contains(&name))))
 }
 
 /// The names of a query's columns, as the server's FigureColname gives them; `None` where one cannot be told.
@@ -465,7 +471,9 @@ pub(super) fn output_names(targets: &[Node], scope: &Scope<'_>) -> ColumnNames {
         match &value.node {
             Some(NodeEnum::ColumnRef(column)) => match column.fields.last().map(|field| (text(field), &field.node)) {
                 Some((Some(name), _)) => names.push(cut(name)),
-                Some((None, Some(NodeEnum::AStar(_)))) if column.fields.len() == 1 => names.extend(all_columns(&scope.items)?),
+                Some((None, Some(NodeEnum::AStar(_)))) if column.fields.len() == 1 => {
+                    names.extend(all_columns(&scope.items)?)
+                }
                 _ => return None,
             },
             _ => names.push(figured_name(value)?),
@@ -482,7 +490,9 @@ fn figured_name(node: &Node) -> Option<Name> {
             unnamed if &*unnamed == UNNAMED => qualified(&cast.type_name.as_ref()?.names).map(|(_, name)| cut(name)),
             name => Some(name),
         },
-        NodeEnum::AConst(_) | NodeEnum::ParamRef(_) | NodeEnum::BoolExpr(_) | NodeEnum::NullTest(_) => Some(UNNAMED.into()),
+        NodeEnum::AConst(_) | NodeEnum::ParamRef(_) | NodeEnum::BoolExpr(_) | NodeEnum::NullTest(_) => {
+            Some(UNNAMED.into())
+        }
         NodeEnum::CoalesceExpr(_) => Some("coalesce".into()),
         NodeEnum::RowExpr(_) => Some("row".into()),
         NodeEnum::AArrayExpr(_) => Some("array".into()),

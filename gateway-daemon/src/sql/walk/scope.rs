@@ -94,7 +94,8 @@ impl Item {
             _ => None,
         };
         let objects: Arc<[Object]> = targets.iter().map(Target::object).collect();
-        let schemas = if alias.is_some() { Vec::new() } else { targets.iter().map(|t| Arc::clone(&t.schema)).collect() };
+        let schemas =
+            if alias.is_some() { Vec::new() } else { targets.iter().map(|t| Arc::clone(&t.schema)).collect() };
         Self {
             name: alias.or_else(|| targets.first().map(|target| Arc::clone(&target.name))),
             schemas,
@@ -175,7 +176,11 @@ impl Walker<'_> {
                     // `t.f` calls f(t) where t has no column f.
                     self.unresolved = true;
                     self.use_row(&item);
-                    self.unknown("column", column, "it is no column that the catalogue knows, and may be a function of the row");
+                    self.unknown(
+                        "column",
+                        column,
+                        "it is no column that the catalogue knows, and may be a function of the row",
+                    );
                 }
             }
         }
@@ -204,7 +209,9 @@ impl Walker<'_> {
             return self.use_row(item);
         }
         let own_name = match (&item.columns, own) {
-            (Some(columns), Some(own)) => columns.iter().position(|c| c == column).and_then(|i| own.get(i)).unwrap_or(column),
+            (Some(columns), Some(own)) => {
+                columns.iter().position(|c| c == column).and_then(|i| own.get(i)).unwrap_or(column)
+            }
             _ => column,
         };
         for object in objects.iter() {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use pg_query::{
     Node, NodeEnum,
     protobuf::{
-        CopyStmt, CreateTableAsStmt, DeclareCursorStmt, DefElem, DiscardMode, ExplainStmt, IntoClause, LockStmt, ObjectType,
-        TransactionStmt, TransactionStmtKind, VacuumStmt, a_const::Val,
+        CopyStmt, CreateTableAsStmt, DeclareCursorStmt, DefElem, DiscardMode, ExplainStmt, IntoClause, LockStmt,
+        ObjectType, TransactionStmt, TransactionStmtKind, VacuumStmt, a_const::Val,
     },
 };
 
@@ -126,7 +126,7 @@ impl Walker<'_> {
                 StatementKind::Utility
             }
             _ => {
-                self.ddl(statement, scope);
+                self.ddl(statement);
                 StatementKind::Utility
             }
         }
