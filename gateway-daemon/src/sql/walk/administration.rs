@@ -1,6 +1,9 @@
 //! Statements that change who may do what, or reach outside the database.
 
-use pg_query::NodeEnum;
+use pg_query::{
+    NodeEnum,
+    protobuf::{GrantTargetType, ObjectType},
+};
 
 use super::Walker;
 use crate::sql::{
@@ -12,11 +15,16 @@ impl Walker<'_> {
     pub(super) fn administration(&mut self, statement: &NodeEnum) {
         match statement {
             NodeEnum::GrantStmt(e) => {
-                let kind = e.objtype;
+                let kind = match GrantTargetType::try_from(e.targtype) {
+                    Ok(GrantTargetType::AclTargetAllInSchema) => ObjectType::ObjectSchema.into(),
+                    _ => e.objtype,
+                };
                 for object in &e.objects {
                     self.object_as(Action::Grant, kind, Some(object));
                 }
-                self.add(Action::Grant, Object::Database);
+                if e.objects.is_empty() {
+                    self.add(Action::Grant, Object::Database);
+                }
             }
             NodeEnum::GrantRoleStmt(_) | NodeEnum::AlterDefaultPrivilegesStmt(_) => {
                 self.add(Action::Grant, Object::Database)

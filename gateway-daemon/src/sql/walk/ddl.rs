@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use pg_query::{
     Node, NodeEnum,
-protobuf::{CreateFunctionStmt, CreateSchemaStmt, ObjectType, RangeVar, ReindexObjectType, ReindexStmt, RenameStmt},
+    protobuf::{
+        CreateFunctionStmt, CreateSchemaStmt, ObjectType, RangeVar, ReindexObjectType, ReindexStmt, RenameStmt,
+    },
 };
 
 use super::{
     Walker,
-    names::{qualified, qualified_node, text},
+    names::{is_temporary, qualified, qualified_node, text},
     objects::Deed,
     scope::{Item, Scope},
 };
 use crate::sql::{
     access::{Action, Object},
-    names::cut,
+    names::{NameEffect, cut},
     reading::StatementKind,
     redact::is_suspicious,
 };
@@ -87,7 +89,10 @@ impl Walker<'_> {
                     Some((schema, name)) => self.define(e.kind, schema, name),
                     None => self.unplaced(None),
                 }
-                self.options_routine(&e.definition);
+                // A base type is functions.
+                if e.kind == i32::from(ObjectType::ObjectType) {
+                    self.options_routine(&e.definition);
+                }
             }
             NodeEnum::AlterCollationStmt(e) => self.type_(&e.collname, Deed::Alter),
             NodeEnum::CreateStatsStmt(e) => {
@@ -270,12 +275,18 @@ impl Walker<'_> {
 
     fn rename(&mut self, e: &RenameStmt) {
         let kind = match ObjectType::try_from(e.rename_type) {
-            // A column or constraint belongs to what is renamed around it.
-            Ok(ObjectType::ObjectColumn | ObjectType::ObjectAttribute | ObjectType::ObjectTabconstraint) => {
-                e.relation_type
-            }
+            // A column belongs to what is renamed around it.
+            Ok(ObjectType::ObjectColumn) => e.relation_type,
+            Ok(ObjectType::ObjectTabconstraint) => ObjectType::ObjectTable.into(),
+            Ok(ObjectType::ObjectAttribute) => ObjectType::ObjectType.into(),
             _ => e.rename_type,
         };
+        if let Some(relation) = e.relation.as_ref().filter(|_| kind == e.rename_type) {
+            // A temporary relation takes its new name before all others.
+            if self.targets(relation).iter().any(|target| is_temporary(&target.schema)) {
+                self.effects.push(NameEffect::Temporary(cut(&e.newname)));
+            }
+        }
         match (kind, e.object.as_deref()) {
             (kind, None) if e.relation.is_none() => self.renamed_by_name(kind, &e.subname),
             (kind, object) => self.on_object(kind, e.relation.as_ref(), object, None),

@@ -138,7 +138,7 @@ impl<'a> Walker<'a> {
 
     /// Reads a statement inside another (PREPARE, EXPLAIN, a view's query) on its own.
     fn nested(&mut self, node: Option<&Node>) -> StatementReading {
-        let mut walker = Walker::new(self.catalog, self.names);
+        let mut walker = Walker { new_schema: self.new_schema.clone(), ..Walker::new(self.catalog, self.names) };
         let kind = match node {
             Some(node) => walker.statement(node, &Scope::default()),
             None => {

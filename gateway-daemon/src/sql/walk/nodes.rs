@@ -105,7 +105,9 @@ mod tests {
             }
         }
         let missing: Vec<_> = (ALL.iter())
-            .filter(|(family, name)| *family == Family::Statement && !seen.contains(name) && !NEVER_ALONE.contains(name))
+            .filter(|(family, name)| {
+                *family == Family::Statement && !seen.contains(name) && !NEVER_ALONE.contains(name)
+            })
             .collect();
         assert!(missing.is_empty(), "{missing:?}");
     }

@@ -12,6 +12,7 @@ use super::{
     Walker,
     names::{Target, qualified},
     objects::Deed,
+    scope::Scope,
 };
 use crate::sql::access::{Action, Object};
 
@@ -36,6 +37,17 @@ impl Walker<'_> {
         }
         // A child shows its rows in its parent, a partition also takes the parent's.
         self.each_relation(&e.inh_relations, Action::Alter);
+        if let Some(bound) = &e.partbound {
+            // Bounds are computed at once.
+            let scope = Scope::default();
+            self.exprs(&bound.listdatums, &scope);
+            for datum in bound.lowerdatums.iter().chain(&bound.upperdatums) {
+                match &datum.node {
+                    Some(NodeEnum::PartitionRangeDatum(datum)) => self.maybe_expr(datum.value.as_deref(), &scope),
+                    _ => self.expr(datum, &scope),
+                }
+            }
+        }
         if let Some(spec) = &e.partspec {
             code |= spec.part_params.iter().any(
                 |element| matches!(&element.node, Some(NodeEnum::PartitionElem(element)) if element.expr.is_some()),

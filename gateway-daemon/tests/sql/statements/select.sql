@@ -33,7 +33,7 @@ SELECT (SELECT max(total) FROM orders WHERE customer_id = customers.id) FROM cus
 SELECT (SELECT name FROM orders LIMIT 1) FROM customers
 SELECT 1 WHERE EXISTS (SELECT FROM orders WHERE total > 1)
 SELECT id FROM orders WHERE customer_id = ANY (SELECT id FROM customers) AND id IN (SELECT order_id FROM payments)
-SELECT ARRAY(SELECT name FROM customers), ARRAY[1, 2][1]
+SELECT ARRAY(SELECT name FROM customers), (ARRAY[1, 2])[1]
 SELECT CASE status WHEN 'new' THEN total ELSE 0 END, COALESCE(comment, 'x'), NULLIF(id, 1), GREATEST(id, 2) FROM orders
 SELECT sum(total) FILTER (WHERE status = 'paid') OVER w, rank() OVER (PARTITION BY customer_id ORDER BY placed_at) FROM orders WINDOW w AS (PARTITION BY status)
 SELECT string_agg(comment, ',' ORDER BY placed_at) FROM orders
