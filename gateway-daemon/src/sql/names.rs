@@ -145,6 +145,14 @@ impl SessionNames {
         &self.fingerprint
     }
 
+    /// The names with a schema before all others in every path: how the parts of CREATE SCHEMA are read.
+    pub(super) fn within(&self, schema: &Name) -> Self {
+        let mut names = self.clone();
+        names.paths.iter_mut().for_each(|path| path.0.insert(0, Arc::clone(schema)));
+        names.seal();
+        names
+    }
+
     /// Whether a temporary relation of this name may exist.
     pub(super) fn may_be_temporary(&self, name: &str) -> bool {
         self.temporary.contains(name)

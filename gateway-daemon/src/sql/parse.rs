@@ -128,8 +128,8 @@ impl Depth {
                 self.total -= self.level.chain + self.level.lasting;
                 self.level = Level { is_case: self.level.is_case, ..Level::default() };
             }
-            // The server may read a run as one operator for each character.
-            Kind::Operator => self.chain(token.len()),
+            // The server may take signs off the end of a run, each an operator of its own.
+            Kind::Operator => self.chain(1 + token.bytes().skip(1).filter(|b| matches!(b, b'+' | b'-')).count()),
             Kind::Cast => self.chain(1),
             Kind::Dot => self.name_follows = true,
             Kind::Word => self.word(token, is_name),
@@ -152,6 +152,8 @@ impl Depth {
             2 if is("or") && !is_name => self.end_chain(),
             2 if is("as") => self.name_follows = !is_name,
             2 if is("is") || is("in") || is("at") => self.chain(1),
+            // ORDER BY and its kin, a list within what holds it.
+            2 if is("by") => self.lasting(1),
             3 if is("and") && !is_name => match self.level.between.checked_sub(1) {
                 Some(rest) => self.level.between = rest,
                 None => self.end_chain(),

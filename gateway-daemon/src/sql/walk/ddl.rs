@@ -1,28 +1,29 @@
-//! Statements that change the shape of data, leave code behind, or change who may do what.
+//! Statements that change the shape of data or leave code behind.
+
+use std::sync::Arc;
 
 use pg_query::{
     Node, NodeEnum,
     protobuf::{
-        AlterDomainStmt, AlterTableCmd, AlterTableStmt, AlterTableType, ColumnDef, ConstrType, Constraint,
-        CreateDomainStmt, CreateFunctionStmt, CreateStmt, IndexStmt, ObjectType, RangeVar, ReindexObjectType,
-        ReindexStmt, RenameStmt,
+        CreateFunctionStmt, CreateSchemaStmt, ObjectType, RangeVar, ReindexObjectType, ReindexStmt, RenameStmt,
     },
 };
 
 use super::{
     Walker,
-    names::{qualified, qualified_node, text},
+    names::{is_temporary, qualified, qualified_node, text},
     objects::Deed,
     scope::{Item, Scope},
 };
 use crate::sql::{
     access::{Action, Object},
-    names::cut,
+    names::{NameEffect, cut},
+    reading::StatementKind,
     redact::is_suspicious,
 };
 
 impl Walker<'_> {
-    pub(super) fn ddl(&mut self, statement: &NodeEnum, scope: &Scope<'_>) {
+    pub(super) fn ddl(&mut self, statement: &NodeEnum) {
         match statement {
             NodeEnum::CreateStmt(e) => self.create_table(e),
             NodeEnum::CreateForeignTableStmt(e) => {
@@ -37,15 +38,7 @@ impl Walker<'_> {
             NodeEnum::IndexStmt(e) => self.create_index(e),
             NodeEnum::CreateSeqStmt(e) => self.made(e.sequence.as_ref(), Action::Create),
             NodeEnum::AlterSeqStmt(e) => self.changed(e.sequence.as_ref(), Action::Alter),
-            NodeEnum::CreateSchemaStmt(e) => {
-                self.add(Action::Create, Object::Schema { schema: cut(&e.schemaname) });
-                if let Some(role) = &e.authrole {
-                    self.other(Action::Owner, "role", &role.rolename);
-                }
-                for element in &e.schema_elts {
-                    self.statement(element, scope);
-                }
-            }
+            NodeEnum::CreateSchemaStmt(e) => self.create_schema(e),
             NodeEnum::ViewStmt(e) => {
                 let nested = self.nested(e.query.as_deref());
                 self.absorb(nested);
@@ -96,7 +89,10 @@ impl Walker<'_> {
                     Some((schema, name)) => self.define(e.kind, schema, name),
                     None => self.unplaced(None),
                 }
-                self.options_routine(&e.definition);
+                // A base type is functions.
+                if e.kind == i32::from(ObjectType::ObjectType) {
+                    self.options_routine(&e.definition);
+                }
             }
             NodeEnum::AlterCollationStmt(e) => self.type_(&e.collname, Deed::Alter),
             NodeEnum::CreateStatsStmt(e) => {
@@ -105,7 +101,7 @@ impl Walker<'_> {
                 for expression in &e.exprs {
                     if let Some(NodeEnum::StatsElem(element)) = &expression.node {
                         if element.expr.is_some() {
-                            self.code_on(&e.relations, Action::Expression);
+                            self.each_relation(&e.relations, Action::Expression);
                         }
                     }
                 }
@@ -168,89 +164,39 @@ impl Walker<'_> {
         }
     }
 
-    /// Who may do what, and what reaches outside the database.
-    fn administration(&mut self, statement: &NodeEnum) {
-        match statement {
-            NodeEnum::GrantStmt(e) => {
-                let kind = e.objtype;
-                for object in &e.objects {
-                    self.object_as(Action::Grant, kind, Some(object));
-                }
-                self.add(Action::Grant, Object::Database);
-            }
-            NodeEnum::GrantRoleStmt(_) | NodeEnum::AlterDefaultPrivilegesStmt(_) => {
-                self.add(Action::Grant, Object::Database)
-            }
-            NodeEnum::CreateRoleStmt(e) => {
-                self.other(Action::Role, "role", &e.role);
-                self.secret = true;
-            }
-            NodeEnum::AlterRoleStmt(e) => {
-                self.other(Action::Role, "role", e.role.as_ref().map_or("", |role| &role.rolename));
-                self.secret = true;
-            }
-            NodeEnum::DropRoleStmt(e) => {
-                for role in &e.roles {
-                    match &role.node {
-                        Some(NodeEnum::RoleSpec(role)) => self.other(Action::Role, "role", &role.rolename),
-                        other => self.unplaced(other.as_ref()),
-                    }
-                }
-            }
-            NodeEnum::AlterRoleSetStmt(e) => {
-                self.other(Action::System, "role", e.role.as_ref().map_or("", |role| &role.rolename));
-            }
-            NodeEnum::DropOwnedStmt(_) | NodeEnum::ReassignOwnedStmt(_) => self.add(Action::Owner, Object::Database),
-            NodeEnum::AlterSystemStmt(e) => {
-                let name = e.setstmt.as_ref().map_or("", |set| &set.name);
-                self.add(Action::System, Object::Setting { name: name.to_ascii_lowercase().into() });
-                self.secret = true;
-            }
-            NodeEnum::LoadStmt(_) => self.other(Action::System, "library", ""),
-            NodeEnum::CreatedbStmt(e) => self.other(Action::System, "database", &e.dbname),
-            NodeEnum::AlterDatabaseStmt(e) => self.other(Action::System, "database", &e.dbname),
-            NodeEnum::AlterDatabaseRefreshCollStmt(e) => self.other(Action::System, "database", &e.dbname),
-            NodeEnum::AlterDatabaseSetStmt(e) => self.other(Action::System, "database", &e.dbname),
-            NodeEnum::DropdbStmt(e) => self.other(Action::System, "database", &e.dbname),
-            NodeEnum::CreateTableSpaceStmt(e) => self.other(Action::System, "tablespace", &e.tablespacename),
-            NodeEnum::DropTableSpaceStmt(e) => self.other(Action::System, "tablespace", &e.tablespacename),
-            NodeEnum::AlterTableSpaceOptionsStmt(e) => self.other(Action::System, "tablespace", &e.tablespacename),
-            NodeEnum::AlterTableMoveAllStmt(e) => self.other(Action::System, "tablespace", &e.orig_tablespacename),
-            NodeEnum::CreateFdwStmt(e) => self.foreign("foreign data wrapper", &e.fdwname),
-            NodeEnum::AlterFdwStmt(e) => self.foreign("foreign data wrapper", &e.fdwname),
-            NodeEnum::CreateForeignServerStmt(e) => self.foreign("foreign server", &e.servername),
-            NodeEnum::AlterForeignServerStmt(e) => self.foreign("foreign server", &e.servername),
-            NodeEnum::CreateUserMappingStmt(e) => self.foreign("user mapping", &e.servername),
-            NodeEnum::AlterUserMappingStmt(e) => self.foreign("user mapping", &e.servername),
-            NodeEnum::DropUserMappingStmt(e) => self.foreign("user mapping", &e.servername),
-            NodeEnum::ImportForeignSchemaStmt(e) => {
-                self.foreign("foreign server", &e.server_name);
-                self.add(Action::Create, Object::Schema { schema: cut(&e.local_schema) });
-            }
-            NodeEnum::CreatePublicationStmt(e) => self.other(Action::Foreign, "publication", &e.pubname),
-            NodeEnum::AlterPublicationStmt(e) => self.other(Action::Foreign, "publication", &e.pubname),
-            NodeEnum::CreateSubscriptionStmt(e) => self.foreign("subscription", &e.subname),
-            NodeEnum::AlterSubscriptionStmt(e) => self.foreign("subscription", &e.subname),
-            NodeEnum::DropSubscriptionStmt(e) => self.foreign("subscription", &e.subname),
-            other => self.unplaced_statement(other),
+    fn create_schema(&mut self, e: &CreateSchemaStmt) {
+        // Without a name it takes the role's.
+        let role = e.authrole.as_ref().map_or("", |role| &role.rolename);
+        let schema = cut(if e.schemaname.is_empty() { role } else { &e.schemaname });
+        if schema.is_empty() {
+            return self.unknown("schema", "", "its name is that of a role which is not named");
+        }
+        self.add(Action::Create, Object::Schema { schema: Arc::clone(&schema) });
+        if e.authrole.is_some() {
+            self.other(Action::Owner, "role", role);
+        }
+        // What is made with it stands in it, and looks there first.
+        let names = self.names.within(&schema);
+        let mut inner = Walker { new_schema: Some(schema), ..Walker::new(self.catalog, &names) };
+        for element in &e.schema_elts {
+            inner.statement(element, &Scope::default());
+        }
+        self.secret |= inner.secret;
+        if !e.schema_elts.is_empty() {
+            let elements = inner.finish(StatementKind::Utility);
+            self.absorb(elements);
         }
     }
 
-    fn other(&mut self, action: Action, kind: &'static str, name: &str) {
+    pub(super) fn other(&mut self, action: Action, kind: &'static str, name: &str) {
         self.add(action, Object::Other { kind, name: cut(name) });
-    }
-
-    /// Options and connection strings of these hold passwords.
-    fn foreign(&mut self, kind: &'static str, name: &str) {
-        self.other(Action::Foreign, kind, name);
-        self.secret = true;
     }
 
     fn listed_name(&mut self, action: Action, kind: &'static str, names: &[Node]) {
         self.other(action, kind, qualified(names).map_or("", |(_, name)| name));
     }
 
-    fn made(&mut self, relation: Option<&RangeVar>, action: Action) {
+    pub(super) fn made(&mut self, relation: Option<&RangeVar>, action: Action) {
         match relation {
             Some(relation) => {
                 for target in self.new_targets(relation) {
@@ -261,7 +207,7 @@ impl Walker<'_> {
         }
     }
 
-    fn changed(&mut self, relation: Option<&RangeVar>, action: Action) {
+    pub(super) fn changed(&mut self, relation: Option<&RangeVar>, action: Action) {
         match relation {
             Some(relation) => self.existing(relation, action),
             None => self.unplaced(None),
@@ -269,7 +215,7 @@ impl Walker<'_> {
     }
 
     /// A type, or another thing of a schema that is named as its relations are.
-    fn type_(&mut self, names: &[Node], deed: Deed) {
+    pub(super) fn type_(&mut self, names: &[Node], deed: Deed) {
         match (qualified(names), deed) {
             (Some((schema, name)), Deed::Create) => self.make(schema, name, Action::Create),
             (Some((schema, name)), Deed::Alter) => self.change(schema, name, Action::Alter),
@@ -302,244 +248,6 @@ impl Walker<'_> {
         }
     }
 
-    fn create_table(&mut self, e: &CreateStmt) {
-        let Some(relation) = &e.relation else { return self.unplaced(None) };
-        let targets = self.new_targets(relation);
-        let objects: Vec<Object> = targets.iter().map(super::names::Target::object).collect();
-        objects.iter().for_each(|object| self.add(Action::Create, object.clone()));
-        let mut code = false;
-        for element in e.table_elts.iter().chain(&e.constraints) {
-            match &element.node {
-                Some(NodeEnum::ColumnDef(column)) => code |= self.column_code(column),
-                Some(NodeEnum::Constraint(constraint)) => code |= self.constraint_code(constraint),
-                // LIKE copies columns, and by option their defaults and constraints.
-                Some(NodeEnum::TableLikeClause(like)) => {
-                    self.changed(like.relation.as_ref(), Action::Select);
-                    code |= like.options != 0;
-                }
-                other => self.unplaced(other.as_ref()),
-            }
-        }
-        // A child shows its rows in its parent, a partition also takes the parent's.
-        self.each_relation(&e.inh_relations, Action::Alter);
-        if let Some(spec) = &e.partspec {
-            code |= spec.part_params.iter().any(
-                |element| matches!(&element.node, Some(NodeEnum::PartitionElem(element)) if element.expr.is_some()),
-            );
-        }
-        if code {
-            objects.into_iter().for_each(|object| self.add(Action::Expression, object));
-        }
-    }
-
-    /// Whether a column brings an expression.
-    fn column_code(&mut self, column: &ColumnDef) -> bool {
-        let mut code = column.raw_default.is_some();
-        for constraint in &column.constraints {
-            match &constraint.node {
-                Some(NodeEnum::Constraint(constraint)) => code |= self.constraint_code(constraint),
-                // COLLATE among the constraints.
-                Some(NodeEnum::CollateClause(_)) => {}
-                other => self.unplaced(other.as_ref()),
-            }
-        }
-        code
-    }
-
-    /// Whether a constraint brings an expression. A foreign key ties another table.
-    fn constraint_code(&mut self, constraint: &Constraint) -> bool {
-        match ConstrType::try_from(constraint.contype) {
-            Ok(
-                ConstrType::ConstrDefault
-                | ConstrType::ConstrGenerated
-                | ConstrType::ConstrCheck
-                | ConstrType::ConstrExclusion,
-            ) => true,
-            Ok(ConstrType::ConstrForeign) => {
-                self.changed(constraint.pktable.as_ref(), Action::Alter);
-                false
-            }
-            Ok(
-                ConstrType::ConstrNull
-                | ConstrType::ConstrNotnull
-                | ConstrType::ConstrIdentity
-                | ConstrType::ConstrPrimary
-                | ConstrType::ConstrUnique
-                | ConstrType::ConstrAttrDeferrable
-                | ConstrType::ConstrAttrNotDeferrable
-                | ConstrType::ConstrAttrDeferred
-                | ConstrType::ConstrAttrImmediate
-                | ConstrType::ConstrAttrEnforced
-                | ConstrType::ConstrAttrNotEnforced,
-            ) => false,
-            Ok(ConstrType::Undefined) | Err(_) => {
-                self.unknown("node", "Constraint", "this form of it is not understood");
-                false
-            }
-        }
-    }
-
-    fn alter_table(&mut self, e: &AlterTableStmt) {
-        let Some(relation) = &e.relation else { return self.unplaced(None) };
-        let targets = self.targets(relation);
-        let objects: Vec<Object> = targets.iter().map(super::names::Target::object).collect();
-        let is_view = matches!(ObjectType::try_from(e.objtype), Ok(ObjectType::ObjectView | ObjectType::ObjectMatview));
-        for command in &e.cmds {
-            match &command.node {
-                Some(NodeEnum::AlterTableCmd(command)) => {
-                    for action in self.alter_actions(command) {
-                        let action = if is_view && action == Action::Alter { Action::View } else { action };
-                        objects.iter().for_each(|object| self.add(action, object.clone()));
-                    }
-                }
-                other => self.unplaced(other.as_ref()),
-            }
-        }
-    }
-
-    /// What one command of ALTER TABLE does to the table.
-    fn alter_actions(&mut self, command: &AlterTableCmd) -> Vec<Action> {
-        use AlterTableType as T;
-        let definition = command.def.as_deref().and_then(|def| def.node.as_ref());
-        let code = match definition {
-            Some(NodeEnum::ColumnDef(column)) => self.column_code(column),
-            Some(NodeEnum::Constraint(constraint)) => self.constraint_code(constraint),
-            Some(NodeEnum::PartitionCmd(partition)) => {
-                self.changed(partition.name.as_ref(), Action::Alter);
-                false
-            }
-            Some(NodeEnum::RangeVar(parent)) => {
-                self.existing(parent, Action::Alter);
-                false
-            }
-            _ => false,
-        };
-        match T::try_from(command.subtype) {
-            Ok(T::AtColumnDefault | T::AtSetExpression | T::AtDropExpression) => {
-                vec![Action::Alter, Action::Expression]
-            }
-            Ok(T::AtAddColumn | T::AtAddConstraint | T::AtAlterColumnType) if code => {
-                vec![Action::Alter, Action::Expression]
-            }
-            Ok(T::AtChangeOwner) => vec![Action::Owner],
-            Ok(
-                T::AtEnableTrig
-                | T::AtEnableAlwaysTrig
-                | T::AtEnableReplicaTrig
-                | T::AtDisableTrig
-                | T::AtEnableTrigAll
-                | T::AtDisableTrigAll
-                | T::AtEnableTrigUser
-                | T::AtDisableTrigUser,
-            ) => vec![Action::Trigger],
-            Ok(T::AtEnableRule | T::AtEnableAlwaysRule | T::AtEnableReplicaRule | T::AtDisableRule) => {
-                vec![Action::Rule]
-            }
-            Ok(T::AtEnableRowSecurity | T::AtDisableRowSecurity | T::AtForceRowSecurity | T::AtNoForceRowSecurity) => {
-                vec![Action::RowPolicy]
-            }
-            // Options of foreign tables and columns say where the rows come from.
-            Ok(T::AtGenericOptions | T::AtAlterColumnGenericOptions) => {
-                self.secret = true;
-                vec![Action::Alter, Action::Foreign]
-            }
-            Ok(
-                T::AtAddColumn
-                | T::AtAddColumnToView
-                | T::AtCookedColumnDefault
-                | T::AtDropNotNull
-                | T::AtSetNotNull
-                | T::AtSetStatistics
-                | T::AtSetOptions
-                | T::AtResetOptions
-                | T::AtSetStorage
-                | T::AtSetCompression
-                | T::AtDropColumn
-                | T::AtAddIndex
-                | T::AtReAddIndex
-                | T::AtAddConstraint
-                | T::AtReAddConstraint
-                | T::AtReAddDomainConstraint
-                | T::AtAlterConstraint
-                | T::AtValidateConstraint
-                | T::AtAddIndexConstraint
-                | T::AtDropConstraint
-                | T::AtReAddComment
-                | T::AtAlterColumnType
-                | T::AtClusterOn
-                | T::AtDropCluster
-                | T::AtSetLogged
-                | T::AtSetUnLogged
-                | T::AtDropOids
-                | T::AtSetAccessMethod
-                | T::AtSetTableSpace
-                | T::AtSetRelOptions
-                | T::AtResetRelOptions
-                | T::AtReplaceRelOptions
-                | T::AtAddInherit
-                | T::AtDropInherit
-                | T::AtAddOf
-                | T::AtDropOf
-                | T::AtReplicaIdentity
-                | T::AtAttachPartition
-                | T::AtDetachPartition
-                | T::AtDetachPartitionFinalize
-                | T::AtAddIdentity
-                | T::AtSetIdentity
-                | T::AtDropIdentity
-                | T::AtReAddStatistics,
-            ) => vec![Action::Alter],
-            Ok(T::Undefined) | Err(_) => {
-                self.unknown("node", "AlterTableCmd", "this command is not understood");
-                Vec::new()
-            }
-        }
-    }
-
-    fn create_index(&mut self, e: &IndexStmt) {
-        let Some(relation) = &e.relation else { return self.unplaced(None) };
-        let expression = e.where_clause.is_some()
-            || e.index_params.iter().any(
-                // An operator class of someone's own is code as well.
-                |p| !matches!(&p.node, Some(NodeEnum::IndexElem(p)) if p.expr.is_none() && p.opclass.len() < 2),
-            );
-        for target in self.targets(relation) {
-            // The index comes to stand in the table's schema.
-            self.add(Action::Create, target.object());
-            if expression {
-                self.add(Action::Expression, target.object());
-            }
-        }
-    }
-
-    fn code_on(&mut self, relations: &[Node], action: Action) {
-        self.each_relation(relations, action);
-    }
-
-    fn create_domain(&mut self, e: &CreateDomainStmt) {
-        self.type_(&e.domainname, Deed::Create);
-        let mut code = false;
-        for constraint in &e.constraints {
-            match &constraint.node {
-                Some(NodeEnum::Constraint(constraint)) => code |= self.constraint_code(constraint),
-                other => self.unplaced(other.as_ref()),
-            }
-        }
-        if let Some((schema, name)) = qualified(&e.domainname).filter(|_| code) {
-            self.make(schema, name, Action::Expression);
-        }
-    }
-
-    fn alter_domain(&mut self, e: &AlterDomainStmt) {
-        self.type_(&e.type_name, Deed::Alter);
-        // T: default; C: constraint. The rest drops or validates.
-        if e.def.is_some() {
-            if let Some((schema, name)) = qualified(&e.type_name) {
-                self.change(schema, name, Action::Expression);
-            }
-        }
-    }
-
     fn create_function(&mut self, e: &CreateFunctionStmt) {
         match qualified(&e.funcname) {
             Some((schema, name)) => self.routine(schema, name, Action::Routine, Deed::Create),
@@ -567,12 +275,18 @@ impl Walker<'_> {
 
     fn rename(&mut self, e: &RenameStmt) {
         let kind = match ObjectType::try_from(e.rename_type) {
-            // A column or constraint belongs to what is renamed around it.
-            Ok(ObjectType::ObjectColumn | ObjectType::ObjectAttribute | ObjectType::ObjectTabconstraint) => {
-                e.relation_type
-            }
+            // A column belongs to what is renamed around it.
+            Ok(ObjectType::ObjectColumn) => e.relation_type,
+            Ok(ObjectType::ObjectTabconstraint) => ObjectType::ObjectTable.into(),
+            Ok(ObjectType::ObjectAttribute) => ObjectType::ObjectType.into(),
             _ => e.rename_type,
         };
+        if let Some(relation) = e.relation.as_ref().filter(|_| kind == e.rename_type) {
+            // A temporary relation takes its new name before all others.
+            if self.targets(relation).iter().any(|target| is_temporary(&target.schema)) {
+                self.effects.push(NameEffect::Temporary(cut(&e.newname)));
+            }
+        }
         match (kind, e.object.as_deref()) {
             (kind, None) if e.relation.is_none() => self.renamed_by_name(kind, &e.subname),
             (kind, object) => self.on_object(kind, e.relation.as_ref(), object, None),

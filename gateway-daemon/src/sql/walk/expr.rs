@@ -14,6 +14,7 @@ use super::{
     Walker,
     names::{CATALOG, qualified, text},
     nodes::family,
+    query::bare,
     scope::Scope,
 };
 use crate::sql::{
@@ -167,6 +168,7 @@ impl Walker<'_> {
     /// `(row).field`, `array[1]`.
     fn indirection(&mut self, arg: Option<&Node>, steps: &[Node], scope: &Scope<'_>) {
         self.maybe_expr(arg, scope);
+        let mut row = arg.and_then(bare).filter(|name| scope.is_row(name));
         for step in steps {
             match &step.node {
                 Some(NodeEnum::AIndices(indices)) => {
@@ -174,7 +176,11 @@ impl Walker<'_> {
                     self.maybe_expr(indices.uidx.as_deref(), scope);
                 }
                 Some(NodeEnum::AStar(_)) => {}
-                Some(NodeEnum::String(field)) => self.field(&cut(&field.sval)),
+                Some(NodeEnum::String(field)) => match row.take() {
+                    // `(t).f` is `t.f`.
+                    Some(table) => self.qualified_name(None, &table, &cut(&field.sval), scope),
+                    None => self.field(&cut(&field.sval)),
+                },
                 other => self.unplaced(other.as_ref()),
             }
         }

@@ -23,22 +23,31 @@ const MAX_BOUNDED: i32 = 65_536;
 impl Walker<'_> {
     /// A function by name, the schema empty where none is given, with its arguments.
     pub(super) fn function(&mut self, schema: &str, name: &Name, args: &[Node]) {
-        let class = function_class(name);
-        if schema.is_empty() || schema == CATALOG {
-            if schema.is_empty() {
+        match (function_class(name), schema) {
+            (Some(class), "") if class.in_any_schema() => {
+                let schema = self.schema_of_function(name);
+                self.listed(class, &schema, name, args);
+            }
+            (Some(class), "") => {
                 self.overloads(name);
+                self.listed(class, &CATALOG.into(), name, args);
             }
-            match class {
-                Some(class) => self.listed(class, &CATALOG.into(), name, args),
-                None => self.unlisted(schema, name),
+            (None, "") => {
+                self.overloads(name);
+                self.unlisted(schema, name);
             }
-            return;
+            (Some(class), CATALOG) => self.listed(class, &CATALOG.into(), name, args),
+            (None, CATALOG) => self.unlisted(schema, name),
+            (Some(class), _) if class.in_any_schema() => self.listed(class, &cut(schema), name, args),
+            (_, _) => self.call_function(&cut(schema), name),
         }
-        let schema = cut(schema);
-        match class.filter(|class| class.in_any_schema()) {
-            Some(class) => self.listed(class, &schema, name, args),
-            None => self.call_function(&schema, name),
-        }
+    }
+
+    /// Where a function is found that is refused wherever it is: for people.
+    fn schema_of_function(&self, name: &Name) -> Name {
+        let searched = self.schemas_searched();
+        let found = self.catalog.functions(name).iter().find(|f| searched.contains(&f.schema));
+        found.map_or_else(|| CATALOG.into(), |f| Arc::clone(&f.schema))
     }
 
     /// Functions of the same name in other schemas of the path: with other types the server may take one of them.

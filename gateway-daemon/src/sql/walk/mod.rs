@@ -1,5 +1,6 @@
 //! From parse tree to accesses. Each kind of node is met by name; what has no place gives an unknown access.
 
+mod administration;
 mod ddl;
 mod dml;
 mod expr;
@@ -11,6 +12,7 @@ mod query;
 mod scope;
 mod settings;
 mod statement;
+mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -100,6 +102,8 @@ struct Walker<'a> {
     unresolved: bool,
     effects: Vec<NameEffect>,
     executes: Option<Name>,
+    /// The schema that the statement itself makes.
+    new_schema: Option<Name>,
     reuse: Reuse,
     /// Its literals may hold secrets.
     secret: bool,
@@ -116,6 +120,7 @@ impl<'a> Walker<'a> {
             unresolved: false,
             effects: Vec::new(),
             executes: None,
+            new_schema: None,
             reuse: Reuse::Shape,
             secret: false,
         }
@@ -133,7 +138,7 @@ impl<'a> Walker<'a> {
 
     /// Reads a statement inside another (PREPARE, EXPLAIN, a view's query) on its own.
     fn nested(&mut self, node: Option<&Node>) -> StatementReading {
-        let mut walker = Walker::new(self.catalog, self.names);
+        let mut walker = Walker { new_schema: self.new_schema.clone(), ..Walker::new(self.catalog, self.names) };
         let kind = match node {
             Some(node) => walker.statement(node, &Scope::default()),
             None => {

@@ -80,23 +80,29 @@ impl<'a> Walker<'a> {
         if !schema.is_empty() {
             return vec![self.new_target(schema, name)];
         }
-        let mut schemas: Vec<Name> = Vec::new();
-        for path in self.names.paths() {
-            // The first schema that exists takes what is made.
-            for schema in path {
-                let exists = self.catalog.has_schema(&schema) || &*schema == TEMPORARY;
-                if !schemas.contains(&schema) {
-                    schemas.push(schema);
-                }
-                if exists {
-                    break;
-                }
-            }
-        }
+        let schemas = self.schemas_for_new();
         if schemas.is_empty() {
             self.unknown("relation", name, "no search path has a schema to make it in");
         }
         schemas.iter().map(|schema| self.new_target(schema, name)).collect()
+    }
+
+    /// Where the server makes what has no schema in its name: the first schema of the path that exists.
+    pub(super) fn schemas_for_new(&self) -> Vec<Name> {
+        let mut schemas = Vec::new();
+        for path in self.names.paths() {
+            let first = path.into_iter().find(|schema| self.exists(schema));
+            schemas.extend(first.filter(|schema| !schemas.contains(schema)));
+        }
+        schemas
+    }
+
+    fn exists(&self, schema: &str) -> bool {
+        // A catalogue that knows nothing rules nothing out.
+        schema == TEMPORARY
+            || self.catalog.has_schema(schema)
+            || !self.catalog.has_schema(CATALOG)
+            || self.new_schema.as_deref() == Some(schema)
     }
 
     fn new_target(&mut self, schema: &str, name: &str) -> Target<'a> {
@@ -113,9 +119,11 @@ impl<'a> Walker<'a> {
         Target { schema, name, known }
     }
 
-    /// Every candidate path as the server searches it: pg_catalog first unless it is named.
+    /// Every candidate path as the server searches it: without schemas that do not exist, pg_catalog first unless it is
+    /// named.
     fn paths(&self) -> Vec<Vec<Name>> {
         let complete = |mut path: Vec<Name>| {
+            path.retain(|schema| self.exists(schema));
             if !path.iter().any(|schema| &**schema == CATALOG) {
                 path.insert(0, CATALOG.into());
             }

@@ -25,6 +25,10 @@ macro_rules! families {
                 $($(NodeEnum::$variant(_) => (Family::$family, stringify!($variant)),)*)*
             }
         }
+
+        /// All of them.
+        #[cfg(test)]
+        const ALL: &[(Family, &str)] = &[$($((Family::$family, stringify!($variant)),)*)*];
     };
 }
 
@@ -71,4 +75,40 @@ families! {
         TargetEntry RangeTblRef FromExpr OnConflictExpr Query RangeTblEntry RtepermissionInfo RangeTblFunction
         TableSampleClause WithCheckOption SortGroupClause WindowClause RowMarkClause SetOperationStmt PlassignStmt
         InlineCodeBlock CallContext IntList OidList;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    use super::*;
+
+    /// What the grammar makes only of parts of other statements.
+    const NEVER_ALONE: &[&str] = &[];
+
+    #[test]
+    fn every_kind_of_statement_has_a_case() {
+        let mut seen = BTreeSet::new();
+        for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sql/statements")).unwrap() {
+            for line in fs::read_to_string(file.unwrap().path()).unwrap().lines() {
+                let Ok(tree) = pg_query::parse(line, 0) else { continue };
+                for raw in &tree.protobuf.stmts {
+                    let mut node = raw.stmt.as_deref().and_then(|stmt| stmt.node.as_ref());
+                    while let Some(statement) = node {
+                        seen.insert(family(statement).1);
+                        node = match statement {
+                            NodeEnum::ExplainStmt(e) => e.query.as_deref().and_then(|query| query.node.as_ref()),
+                            _ => None,
+                        };
+                    }
+                }
+            }
+        }
+        let missing: Vec<_> = (ALL.iter())
+            .filter(|(family, name)| {
+                *family == Family::Statement && !seen.contains(name) && !NEVER_ALONE.contains(name)
+            })
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }

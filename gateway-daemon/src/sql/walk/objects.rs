@@ -209,10 +209,8 @@ impl Walker<'_> {
             return self.add(action, Object::Function { schema: cut(schema), name });
         }
         let catalog = self.catalog;
-        let mut schemas = self.schemas_searched();
-        if deed == Deed::Create {
-            schemas.retain(|schema| &**schema != super::names::CATALOG);
-        } else {
+        let mut schemas = if deed == Deed::Create { self.schemas_for_new() } else { self.schemas_searched() };
+        if deed != Deed::Create {
             let having: Vec<_> =
                 schemas.iter().filter(|s| catalog.functions(&name).iter().any(|f| f.schema == **s)).cloned().collect();
             if having.is_empty() {

@@ -438,7 +438,7 @@ fn aliases_of(names: &[Node]) -> Vec<Name> {
 }
 
 /// The single name of a bare column reference.
-fn bare(node: &Node) -> Option<Name> {
+pub(super) fn bare(node: &Node) -> Option<Name> {
     match &node.node {
         Some(NodeEnum::ColumnRef(column)) => match column.fields.as_slice() {
             [field] => text(field).map(cut),

@@ -75,6 +75,12 @@ impl<'s> Scope<'s> {
         std::iter::successors(Some(self), |level| level.parent)
     }
 
+    /// Whether a bare name is a whole row here: some item is called so, and none may have it as a column.
+    pub(super) fn is_row(&self, name: &str) -> bool {
+        let column = |item: &Item| !matches!(item.has(name), Has::No);
+        !self.levels().any(|level| level.items.iter().any(column)) && !self.named(name).is_empty()
+    }
+
     /// The items called `name`, of the first level that has any.
     fn named(&self, name: &str) -> Vec<&Item> {
         let of = |level: &'_ Scope<'s>| -> bool { level.items.iter().any(|item| item.name.as_deref() == Some(name)) };
@@ -165,24 +171,24 @@ impl Walker<'_> {
     /// `table.column`, `schema.table.column`.
     pub(super) fn qualified_name(&mut self, schema: Option<&str>, table: &str, column: &Name, scope: &Scope<'_>) {
         let items = self.items_named(schema, table, scope);
-        for item in items {
-            match item.has(column) {
-                Has::Yes => self.use_column(&item, column),
-                Has::Perhaps => {
-                    self.use_column(&item, column);
-                    self.field(column);
-                }
-                Has::No => {
-                    // `t.f` calls f(t) where t has no column f.
-                    self.unresolved = true;
-                    self.use_row(&item);
-                    self.unknown(
-                        "column",
-                        column,
-                        "it is no column that the catalogue knows, and may be a function of the row",
-                    );
-                }
+        // A join's alias stands for several items: the column is one of those that have it.
+        let may_have: Vec<&Item> = items.iter().filter(|item| !matches!(item.has(column), Has::No)).collect();
+        for item in &may_have {
+            self.use_column(item, column);
+        }
+        if may_have.is_empty() {
+            // `t.f` calls f(t) where t has no column f.
+            self.unresolved |= !items.is_empty();
+            items.iter().for_each(|item| self.use_row(item));
+            if !items.is_empty() {
+                self.unknown(
+                    "column",
+                    column,
+                    "it is no column that the catalogue knows, and may be a function of the row",
+                );
             }
+        } else if !may_have.iter().any(|item| matches!(item.has(column), Has::Yes)) {
+            self.field(column);
         }
     }
 

@@ -126,7 +126,7 @@ impl Walker<'_> {
                 StatementKind::Utility
             }
             _ => {
-                self.ddl(statement, scope);
+                self.ddl(statement);
                 StatementKind::Utility
             }
         }

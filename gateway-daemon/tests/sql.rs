@@ -1,0 +1,12 @@
+//! `sql` by its public face: what statements of every kind are read as, on the catalogue of the corpora's database.
+
+#[path = "sql/cache.rs"]
+mod cache;
+#[path = "sql/cases.rs"]
+mod cases;
+#[path = "sql/corpora.rs"]
+mod corpora;
+#[path = "sql/limits.rs"]
+mod limits;
+#[path = "sql/support.rs"]
+mod support;

@@ -1,0 +1,5 @@
+SELEC 1
+SELECT 'open
+SELECT /* open
+SELECT 1 FROM
+SELECT $$open
