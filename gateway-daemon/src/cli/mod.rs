@@ -117,6 +117,9 @@ struct RunArgs {
     /// The agent's token; watched for a newer one. The configuration's `token_file` without.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// The daemon's control socket, where it is not the configuration's.
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<std::ffi::OsString>,
@@ -191,7 +194,7 @@ fn serve(path: &Path, args: &DaemonArgs) -> Result<ExitCode> {
 
 fn run_agent(path: &Path, args: RunArgs) -> Result<ExitCode> {
     let options = launch::client::RunOptions {
-        control: control_socket(path),
+        control: args.control.unwrap_or_else(|| control_socket(path)),
         agent: args.agent,
         token_file: args.token_file,
         argv: args.command.iter().map(|word| word.as_os_str().into()).collect(),
@@ -304,7 +307,7 @@ fn print_text(path: &Path, request: &Request) -> Result<ExitCode> {
 fn ask_rows(path: &Path, request: &Request, mut each: impl FnMut(serde_json::Value) -> Result<()>) -> Result<()> {
     let mut client = connect(path)?;
     client.send(request, &[])?;
-    while let Some(reply) = client.next()? {
+    while let Some(reply) = client.recv()? {
         match reply {
             Reply::Row { row } => each(row)?,
             Reply::Done => return Ok(()),

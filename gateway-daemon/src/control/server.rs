@@ -151,9 +151,6 @@ impl Server {
             match Slot::take(&self.open, self.limits, peer.uid) {
                 Some(slot) => {
                     let incoming = Incoming::default();
-<<<<<<< HEAD
-                    return Connection { peer, stream, incoming, first: First::Awaited, _slot: slot };
-=======
                     return Connection {
                         peer,
                         stream,
@@ -161,7 +158,6 @@ impl Server {
                         first: First::Awaited { limit: self.limits.silence },
                         _slot: slot,
                     };
->>>>>>> launch
                 }
                 None => refuse(&stream, peer.uid),
             }
@@ -272,11 +268,7 @@ impl Connection {
     /// The next message and its descriptors. Cancel safe: what had come stays.
     ///
     /// # Errors
-<<<<<<< HEAD
-    /// The other side closed, was silent for ten seconds before its first message, or sent something else than a `T`.
-=======
     /// The other side closed, was silent for too long before its first message, or sent something else than a `T`.
->>>>>>> launch
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), ConnectionError> {
         match self.first {
             First::Received => self.recv_whenever().await,
