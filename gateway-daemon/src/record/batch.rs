@@ -65,13 +65,13 @@ impl<'a> Maker<'a> {
         }
     }
 
-    pub(super) fn add(&mut self, piece: Piece) {
+    pub(super) fn add(&mut self, piece: &Piece) {
         for item in &piece.items {
             self.item(item, &piece.data);
         }
         self.batch.bytes = self.batch.bytes.saturating_add(u64::try_from(piece.data.len()).unwrap_or(u64::MAX));
         let Piece { progress, upto, bytes_upto, .. } = piece;
-        self.batch.acks.push(Ack { progress, upto, bytes_upto });
+        self.batch.acks.push(Ack { progress: progress.clone(), upto: *upto, bytes_upto: *bytes_upto });
     }
 
     pub(super) fn finish(mut self) -> Batch {

@@ -19,6 +19,7 @@ use super::{
 
 const ERROR: u8 = 0;
 const PANIC: u8 = 1;
+const BROKEN_CLOCK: u64 = u64::MAX;
 
 /// Fails every write and sync from the moment `left` is used up until it is given more.
 #[derive(Debug, Default)]
@@ -48,7 +49,9 @@ impl Dying {
 
 impl World for DyingWorld {
     fn now(&self) -> Time {
-        Time(self.0.now.load(Ordering::SeqCst))
+        let now = self.0.now.load(Ordering::SeqCst);
+        assert!(now != BROKEN_CLOCK, "the clock's code panics");
+        Time(now)
     }
 
     fn open(&self, path: &Path, create: bool) -> Result<Backend, redb::Error> {
@@ -207,4 +210,23 @@ fn a_window_that_dies_while_it_is_made_is_made_again() {
         assert_eq!(numbers(&rows(&recorder)), [0, 1, 2], "{steps} steps");
         assert_eq!(recorder.reader().unwrap().verify().unwrap(), [], "{steps} steps");
     }
+}
+
+#[test]
+fn a_writer_that_dies_leaves_nobody_waiting_and_the_store_opens_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, world) = store(dir.path());
+    let (recorder, _) = Recorder::open(settings.clone()).unwrap();
+    wait(recorder.record(&admin(0)).unwrap()).unwrap();
+    let now = world.now.swap(BROKEN_CLOCK, Ordering::SeqCst);
+    let mut session = recorder.session(recorder.next_session());
+    session.append(&admin(1)).unwrap();
+    assert_eq!(wait(session.receipt(1)).unwrap_err(), StoreError::Closed);
+    assert_eq!(session.append(&admin(2)).unwrap_err(), StoreError::Closed);
+    drop((session, recorder));
+    world.now.store(now, Ordering::SeqCst);
+    let (recorder, findings) = Recorder::open(settings).unwrap();
+    assert_eq!(findings, []);
+    wait(recorder.record(&admin(3)).unwrap()).unwrap();
+    assert_eq!(numbers(&rows(&recorder)), [0, 3]);
 }

@@ -70,20 +70,21 @@ impl Recorder {
     pub fn open(settings: StoreSettings) -> Result<(Self, Vec<Finding>), StoreError> {
         let lock = lock_dir(&settings.dir)?;
         window::remove_unfinished(&settings.dir)?;
-        let (writer, findings) = open_writer(&settings)?;
+        let (mut writer, findings) = open_writer(&settings)?;
         let shared = writer.shared.clone();
         shared.set_live(writer.window.clone());
         shared.set_durable(writer.chain.next_seq.saturating_sub(1));
         let start = Time::now().0.checked_div(1000).unwrap_or(0) << SESSION_BITS;
         let next_session = AtomicU64::new(start.max(writer.chain.last_session.saturating_add(1)));
-        let on_panic = shared.clone();
+        let closing = shared.clone();
         let thread = std::thread::Builder::new()
             .name("weir-record".into())
             .spawn(move || {
                 if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
                     tracing::error!("the record's writer died: agents are refused until the daemon is started again");
                 }
-                on_panic.close();
+                closing.close();
+                writer.wake_all();
             })
             .map_err(|error| StoreError::from_io(&settings.dir, &error))?;
         let thread = Mutex::new(Some(thread));
