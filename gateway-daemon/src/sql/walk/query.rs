@@ -47,7 +47,7 @@ impl Walker<'_> {
         let mut scope = Scope::below(parent);
         self.with(select.with_clause.as_ref(), &mut scope);
         if let Some(into) = select.into_clause.as_deref() {
-            self.into_clause(into);
+            self.table_made(into);
         }
         let mut output = match SetOperation::try_from(select.op) {
             Ok(SetOperation::SetopNone) if !select.values_lists.is_empty() => self.values(&select.values_lists, &scope),
@@ -89,7 +89,7 @@ impl Walker<'_> {
     }
 
     fn plain_select(&mut self, select: &SelectStmt, mut scope: Scope<'_>) -> Output {
-        scope.items = self.from(&select.from_clause, &scope);
+        scope.items = self.items(&select.from_clause, &scope);
         let aliases = self.targets_list(&select.target_list, &scope);
         self.maybe_expr(select.where_clause.as_deref(), &scope);
         for group in &select.group_clause {
@@ -215,17 +215,17 @@ impl Walker<'_> {
     }
 
     /// The items of a FROM list. `level` is the query's scope, still without items.
-    pub(super) fn from(&mut self, list: &[Node], level: &Scope<'_>) -> Vec<Item> {
+    pub(super) fn items(&mut self, list: &[Node], level: &Scope<'_>) -> Vec<Item> {
         let mut items = Vec::new();
         for node in list {
-            let more = self.from_item(node, level, &items);
+            let more = self.item(node, level, &items);
             items.extend(more);
         }
         items
     }
 
     /// One item of FROM. `left` is what LATERAL sees.
-    pub(super) fn from_item(&mut self, node: &Node, level: &Scope<'_>, left: &[Item]) -> Vec<Item> {
+    pub(super) fn item(&mut self, node: &Node, level: &Scope<'_>, left: &[Item]) -> Vec<Item> {
         let lateral = Scope { items: left.to_vec(), ..Scope::below(level) };
         match &node.node {
             Some(NodeEnum::RangeVar(relation)) => vec![self.relation_item(relation, level)],
@@ -248,7 +248,7 @@ impl Walker<'_> {
                 }
                 self.exprs(&e.args, &lateral);
                 self.maybe_expr(e.repeatable.as_deref(), &lateral);
-                e.relation.as_deref().map_or_else(Vec::new, |relation| self.from_item(relation, level, left))
+                e.relation.as_deref().map_or_else(Vec::new, |relation| self.item(relation, level, left))
             }
             Some(NodeEnum::JoinExpr(join)) => self.join(join, level, left),
             other => {
@@ -260,12 +260,10 @@ impl Walker<'_> {
 
     fn relation_item(&mut self, relation: &RangeVar, level: &Scope<'_>) -> Item {
         let name = cut(&relation.relname);
-        if relation.schemaname.is_empty() {
-            if let Some(cte) = level.cte(&name) {
-                let mut item = derived(relation.alias.as_ref(), cte.columns.clone(), Vec::new());
-                item.name.get_or_insert(name);
-                return item;
-            }
+        if let Some(cte) = level.cte(&name).filter(|_| relation.schemaname.is_empty()) {
+            let mut item = derived(relation.alias.as_ref(), cte.columns.clone(), Vec::new());
+            item.name.get_or_insert(name);
+            return item;
         }
         let targets = self.targets(relation);
         for target in &targets {
@@ -352,9 +350,9 @@ impl Walker<'_> {
             self.unplaced(None);
             return Vec::new();
         };
-        let mut items = self.from_item(larg, level, left);
+        let mut items = self.item(larg, level, left);
         let seen: Vec<Item> = left.iter().chain(&items).cloned().collect();
-        let right = self.from_item(rarg, level, &seen);
+        let right = self.item(rarg, level, &seen);
         self.join_columns(join, &items, &right, level);
         items.extend(right);
         let scope = Scope { items, ..Scope::below(level) };
