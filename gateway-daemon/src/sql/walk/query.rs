@@ -1,6 +1,6 @@
 //! SELECT in all its forms: WITH, FROM, set operations, VALUES.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use pg_query::{
     Node, NodeEnum,
@@ -10,7 +10,7 @@ use pg_query::{
 };
 
 use super::{
-    Walker,
+    MAX_ITEMS, Walker,
     names::{qualified, text},
     scope::{ColumnNames, Cte, Item, Scope, renamed},
 };
@@ -128,14 +128,14 @@ impl Walker<'_> {
     }
 
     /// The expressions of a target list; the names that it gives with AS.
-    pub(super) fn targets_list(&mut self, targets: &[Node], scope: &Scope<'_>) -> Vec<Name> {
-        let mut aliases = Vec::new();
+    pub(super) fn targets_list(&mut self, targets: &[Node], scope: &Scope<'_>) -> HashSet<Name> {
+        let mut aliases = HashSet::new();
         for target in targets {
             match &target.node {
                 Some(NodeEnum::ResTarget(target)) => {
                     self.maybe_expr(target.val.as_deref(), scope);
                     if !target.name.is_empty() {
-                        aliases.push(cut(&target.name));
+                        aliases.insert(cut(&target.name));
                     }
                 }
                 other => self.unplaced(other.as_ref()),
@@ -182,6 +182,9 @@ impl Walker<'_> {
         let Some(with) = with else { return };
         let first = scope.ctes.len();
         let mut ctes = Vec::new();
+        if with.ctes.len() > MAX_ITEMS {
+            return self.unknown("node", "WithClause", "it has more queries than are followed");
+        }
         for cte in &with.ctes {
             match &cte.node {
                 Some(NodeEnum::CommonTableExpr(cte)) => ctes.push(cte),
@@ -217,6 +220,10 @@ impl Walker<'_> {
     /// The items of a FROM list. `level` is the query's scope, still without items.
     pub(super) fn items(&mut self, list: &[Node], level: &Scope<'_>) -> Vec<Item> {
         let mut items = Vec::new();
+        if list.len() > MAX_ITEMS {
+            self.unknown("node", "FromClause", "it has more items than are followed");
+            return items;
+        }
         for node in list {
             let more = self.item(node, level, &items);
             items.extend(more);
@@ -226,28 +233,28 @@ impl Walker<'_> {
 
     /// One item of FROM. `left` is what LATERAL sees.
     pub(super) fn item(&mut self, node: &Node, level: &Scope<'_>, left: &[Item]) -> Vec<Item> {
-        let lateral = Scope { items: left.to_vec(), ..Scope::below(level) };
+        let lateral = || Scope { items: left.to_vec(), ..Scope::below(level) };
         match &node.node {
             Some(NodeEnum::RangeVar(relation)) => vec![self.relation_item(relation, level)],
             Some(NodeEnum::RangeSubselect(e)) => {
-                let scope = if e.lateral { &lateral } else { level };
                 let output = match e.subquery.as_deref() {
-                    Some(query) => self.query(query, scope),
+                    Some(query) if e.lateral => self.query(query, &lateral()),
+                    Some(query) => self.query(query, level),
                     None => Output::default(),
                 };
                 vec![derived(e.alias.as_ref(), output.columns, output.locks)]
             }
-            Some(NodeEnum::RangeFunction(e)) => vec![self.range_function(e, &lateral)],
-            Some(NodeEnum::RangeTableFunc(e)) => vec![self.xml_table(e, &lateral)],
-            Some(NodeEnum::JsonTable(e)) => vec![self.json_table(e, &lateral)],
+            Some(NodeEnum::RangeFunction(e)) => vec![self.range_function(e, &lateral())],
+            Some(NodeEnum::RangeTableFunc(e)) => vec![self.xml_table(e, &lateral())],
+            Some(NodeEnum::JsonTable(e)) => vec![self.json_table(e, &lateral())],
             Some(NodeEnum::RangeTableSample(e)) => {
                 match qualified(&e.method) {
                     Some(("" | "pg_catalog", "bernoulli" | "system")) => {}
                     Some((_, name)) => self.unknown("sampling method", name, "it is not one of pg_catalog's"),
                     None => self.unplaced(None),
                 }
-                self.exprs(&e.args, &lateral);
-                self.maybe_expr(e.repeatable.as_deref(), &lateral);
+                self.exprs(&e.args, &lateral());
+                self.maybe_expr(e.repeatable.as_deref(), &lateral());
                 e.relation.as_deref().map_or_else(Vec::new, |relation| self.item(relation, level, left))
             }
             Some(NodeEnum::JoinExpr(join)) => self.join(join, level, left),
@@ -446,7 +453,7 @@ pub(super) fn bare(node: &Node) -> Option<Name> {
     }
 }
 
-fn is_alias(node: &Node, aliases: &[Name]) -> bool {
+fn is_alias(node: &Node, aliases: &HashSet<Name>) -> bool {
     bare(node).is_some_and(|name| aliases.contains(&name))
 }
 
