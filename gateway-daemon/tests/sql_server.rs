@@ -1,6 +1,13 @@
 //! `sql` beside a real PostgreSQL: the catalogue's queries run there, and names mean what the server says they mean.
 //! Starts a cluster of its own, so it must run as root, with PostgreSQL's binaries installed.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test ends where something is not as it should be"
+)]
+
 use std::{
     fs,
     os::unix::fs::chown,

@@ -410,6 +410,34 @@ mod tests {
         assert_eq!(tokens(&deepest), ["a"]);
     }
 
+    #[test]
+    fn tokens_stand_where_the_parsers_own_scanner_puts_them() {
+        let corpora = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/corpora/postgres");
+        let mut compared = 0;
+        for file in ["benign.jsonl", "attacks.jsonl"] {
+            for line in std::fs::read_to_string(format!("{corpora}/{file}")).unwrap().lines() {
+                let case: serde_json::Value = serde_json::from_str(line).unwrap();
+                let messages = case["messages"].as_array().into_iter().flatten().chain([&case]);
+                for text in messages.filter_map(|message| message["sql"].as_str()) {
+                    let Ok(scan) = pg_query::scan(text) else { continue };
+                    let comments = [pg_query::protobuf::Token::SqlComment, pg_query::protobuf::Token::CComment];
+                    let theirs: Vec<(usize, usize)> = (scan.tokens.iter())
+                        .filter(|token| !comments.iter().any(|comment| i32::from(*comment) == token.token))
+                        .map(|token| (token.start.try_into().unwrap(), token.end.try_into().unwrap()))
+                        .collect();
+                    for token in Lexer::new(text).map(Result::unwrap) {
+                        // Runs of operator characters may be several of theirs, and `U&"…"` is two.
+                        let begins = theirs.iter().any(|(start, _)| *start == token.start);
+                        let ends = theirs.iter().any(|(_, end)| *end == token.end);
+                        assert!(begins && ends, "`{}` of {text}", &text[token.range()]);
+                        compared += 1;
+                    }
+                }
+            }
+        }
+        assert!(compared > 10_000, "{compared}");
+    }
+
     impl PartialEq for Token {
         fn eq(&self, other: &Self) -> bool {
             (self.kind, self.start, self.end) == (other.kind, other.start, other.end)

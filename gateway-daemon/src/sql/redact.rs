@@ -65,3 +65,55 @@ pub(super) fn is_suspicious(literal: &str) -> bool {
     let lower = literal.to_ascii_lowercase();
     SUSPICIOUS.iter().any(|word| lower.contains(word))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::{Catalog, read};
+
+    fn kept(text: &str) -> String {
+        let catalog = Catalog::default();
+        let outcome = read(text, &catalog, &catalog.session_names());
+        for_record(text, outcome.as_ref(), &|secret| format!("<{}>", secret.len())).into_owned()
+    }
+
+    #[test]
+    fn secrets_leave_the_text_and_nothing_else_does() {
+        for (text, want) in [
+            ("CREATE ROLE r PASSWORD 'secret'", "CREATE ROLE r PASSWORD <8>"),
+            (r"ALTER USER r PASSWORD E'sec\'ret' -- x", r"ALTER USER r PASSWORD <11> -- x"),
+            ("ALTER ROLE r PASSWORD $x$secret$x$", "ALTER ROLE r PASSWORD <12>"),
+            (
+                "SELECT 'kept'; ALTER ROLE r PASSWORD 'secret'; SELECT 'kept'",
+                "SELECT 'kept'; ALTER ROLE r PASSWORD <8>; SELECT 'kept'",
+            ),
+            (
+                "CREATE SUBSCRIPTION s CONNECTION 'password=secret' PUBLICATION p",
+                "CREATE SUBSCRIPTION s CONNECTION <17> PUBLICATION p",
+            ),
+            (
+                "CREATE USER MAPPING FOR u SERVER s OPTIONS (user 'u', password 'secret')",
+                "CREATE USER MAPPING FOR u SERVER s OPTIONS (user <3>, password <8>)",
+            ),
+            ("ALTER SERVER s OPTIONS (SET password 'secret')", "ALTER SERVER s OPTIONS (SET password <8>)"),
+            ("DO $$ BEGIN ALTER ROLE r PASSWORD 'x'; END $$", "DO <42>"),
+            ("DO 'BEGIN END'", "DO 'BEGIN END'"),
+            ("SELECT dblink('host=h password=secret', 'SELECT 1')", "SELECT dblink(<24>, <10>)"),
+            ("COPY t TO PROGRAM 'curl -u a:b'", "COPY t TO PROGRAM <13>"),
+            ("SELECT 'password' FROM t", "SELECT 'password' FROM t"),
+        ] {
+            assert_eq!(kept(text), want);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_loses_its_literals_where_it_speaks_of_secrets() {
+        for (text, want) in [
+            ("ALTER ROL r PASSWORD 'secret'", "ALTER ROL r PASSWORD <8>"),
+            ("ALTER ROLE r PASSWORD 'secret", "ALTER ROLE r PASSWORD<8>"),
+            ("SELEC 'x'", "SELEC 'x'"),
+        ] {
+            assert_eq!(kept(text), want);
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! What nests as deep as is permitted is read on the stack that the daemon's workers have.
 
-use gateway_daemon::sql::{MAX_NESTING, ReadError, read};
+use std::time::{Duration, Instant};
+
+use gateway_daemon::sql::{Catalog, Class, MAX_NESTING, ReadError, read};
 
 use crate::support::{CATALOG, on_a_big_stack};
 
@@ -90,4 +92,42 @@ fn honest_statements_are_within_the_limits() {
             assert_eq!(reading.statements.len(), 1);
         }
     });
+}
+
+/// What is looked up in a list that the statement makes must not cost the square of its length.
+#[test]
+fn long_statements_are_read_in_time_and_nothing_without_a_catalogue() {
+    on_a_big_stack(|| {
+        let many =
+            |n: usize, item: fn(usize) -> String, between: &str| (0..n).map(item).collect::<Vec<_>>().join(between);
+        for text in [
+            format!("SELECT FROM {}", many(60_000, |i| format!("t{i}"), ", ")),
+            format!("SELECT FROM {}", many(20_000, |i| format!("f{i}()"), ", ")),
+            format!("WITH {} SELECT 1", many(10_000, |i| format!("c{i} AS (SELECT FROM c{i})"), ", ")),
+            format!(
+                "SELECT {} FROM orders ORDER BY {}",
+                many(20_000, |i| format!("id AS a{i}"), ", "),
+                many(20_000, |i| format!("a{i}"), ", ")
+            ),
+            many(20_000, |i| format!("SELECT a{i} FROM t{i}"), ";"),
+        ] {
+            let start = Instant::now();
+            read(&text, &CATALOG, &CATALOG.session_names()).unwrap();
+            // A debug build on a busy machine: generous, and far below what a square would take.
+            assert!(start.elapsed() < Duration::from_secs(60), "{:?}: {}", start.elapsed(), &text[..60]);
+        }
+    });
+}
+
+#[test]
+fn without_a_catalogue_no_name_is_taken_for_harmless() {
+    let nothing = Catalog::default();
+    for text in
+        ["SELECT a FROM t", "SELECT query FROM pg_stat_activity", "UPDATE t SET a = 1", "SELECT f()", "TABLE pg_authid"]
+    {
+        let reading = read(text, &nothing, &nothing.session_names()).unwrap();
+        let statement = &reading.statements[0];
+        assert!(statement.unresolved || !statement.functions.is_empty(), "{text}");
+        assert!(statement.accesses.iter().any(|access| access.action.class() != Class::Read), "{text}");
+    }
 }

@@ -98,12 +98,10 @@ impl Walker<'_> {
             NodeEnum::CreateStatsStmt(e) => {
                 self.type_(&e.defnames, Deed::Create);
                 self.each_relation(&e.relations, Action::Alter);
-                for expression in &e.exprs {
-                    if let Some(NodeEnum::StatsElem(element)) = &expression.node {
-                        if element.expr.is_some() {
-                            self.each_relation(&e.relations, Action::Expression);
-                        }
-                    }
+                let is_column =
+                    |element: &Node| matches!(&element.node, Some(NodeEnum::StatsElem(e)) if e.expr.is_none());
+                if !e.exprs.iter().all(is_column) {
+                    self.each_relation(&e.relations, Action::Expression);
                 }
             }
             NodeEnum::AlterStatsStmt(e) => self.type_(&e.defnames, Deed::Alter),

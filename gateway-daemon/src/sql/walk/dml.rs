@@ -64,7 +64,7 @@ impl Walker<'_> {
         let mut scope = Scope::below(parent);
         self.with(update.with_clause.as_ref(), &mut scope);
         let (item, objects) = self.write_target(update.relation.as_ref());
-        let from = self.from(&update.from_clause, &scope);
+        let from = self.items(&update.from_clause, &scope);
         scope.items.push(item.clone());
         scope.items.extend(from);
         objects.iter().for_each(|object| self.add(Action::Update, object.clone()));
@@ -77,7 +77,7 @@ impl Walker<'_> {
         let mut scope = Scope::below(parent);
         self.with(delete.with_clause.as_ref(), &mut scope);
         let (item, objects) = self.write_target(delete.relation.as_ref());
-        let using = self.from(&delete.using_clause, &scope);
+        let using = self.items(&delete.using_clause, &scope);
         scope.items.push(item.clone());
         scope.items.extend(using);
         objects.into_iter().for_each(|object| self.add(Action::Delete, object));
@@ -89,7 +89,7 @@ impl Walker<'_> {
         let mut scope = Scope::below(parent);
         self.with(merge.with_clause.as_ref(), &mut scope);
         let (item, objects) = self.write_target(merge.relation.as_ref());
-        let source = merge.source_relation.as_deref().map_or_else(Vec::new, |node| self.from_item(node, &scope, &[]));
+        let source = merge.source_relation.as_deref().map_or_else(Vec::new, |node| self.item(node, &scope, &[]));
         scope.items.push(item.clone());
         scope.items.extend(source);
         self.maybe_expr(merge.join_condition.as_deref(), &scope);

@@ -112,6 +112,8 @@ impl Walker<'_> {
             FunctionClass::Host => self.add(Action::Host, function()),
             FunctionClass::System => self.add(Action::System, function()),
             FunctionClass::Unknown => {
+                // Connection strings stand among their arguments.
+                self.secret |= name.starts_with("dblink");
                 self.unknown_object(function(), "it reads or runs what no name in the statement shows");
             }
         }

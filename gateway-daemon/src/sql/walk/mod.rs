@@ -15,6 +15,7 @@ mod statement;
 mod tables;
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     ops::Range,
     sync::Arc,
@@ -35,6 +36,8 @@ use scope::Scope;
 
 /// Reasons that one statement keeps.
 const MAX_REASONS: usize = 16;
+/// Items of one FROM, and queries of one WITH: what is looked for among them must not cost their square.
+const MAX_ITEMS: usize = 1_000;
 
 /// Understands a text that may hold several statements. Wants a stack of [`super::PARSE_STACK_BYTES`].
 ///
@@ -96,6 +99,9 @@ fn empty() -> StatementReading {
 struct Walker<'a> {
     catalog: &'a Catalog,
     names: &'a SessionNames,
+    /// The paths of `names` as the server searches them, and their schemas; worked out when first asked for.
+    paths: OnceCell<Vec<Vec<Name>>>,
+    searched: OnceCell<Arc<[Name]>>,
     uses: BTreeMap<(Action, Object), Columns>,
     functions: BTreeSet<FunctionUse>,
     reasons: Vec<String>,
@@ -114,6 +120,8 @@ impl<'a> Walker<'a> {
         Self {
             catalog,
             names,
+            paths: OnceCell::new(),
+            searched: OnceCell::new(),
             uses: BTreeMap::new(),
             functions: BTreeSet::new(),
             reasons: Vec::new(),

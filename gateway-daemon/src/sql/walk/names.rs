@@ -42,9 +42,9 @@ impl<'a> Walker<'a> {
         if !schema.is_empty() {
             return vec![self.target(cut(schema), name)];
         }
-        let mut found: Vec<Target<'a>> = Vec::new();
+        let mut found: Vec<Name> = Vec::new();
         if self.names.may_be_temporary(&name) {
-            found.push(self.target(TEMPORARY.into(), Arc::clone(&name)));
+            found.push(TEMPORARY.into());
         }
         for path in self.paths() {
             // The server takes the first schema that has the name; where none has, any may have it by now.
@@ -54,10 +54,9 @@ impl<'a> Walker<'a> {
                 None => path.as_slice(),
             };
             for schema in candidates {
-                let nowhere = first.is_none() && &**schema == CATALOG;
-                if !nowhere && !found.iter().any(|target| target.schema == *schema) {
-                    let target = self.target(Arc::clone(schema), Arc::clone(&name));
-                    found.push(target);
+                let nowhere = first.is_none() && &**schema == CATALOG && self.catalog.has_schema(CATALOG);
+                if !nowhere && !found.contains(schema) {
+                    found.push(Arc::clone(schema));
                 }
             }
         }
@@ -65,7 +64,7 @@ impl<'a> Walker<'a> {
             self.unresolved = true;
             self.unknown("relation", &name, "no search path leads to a relation of this name");
         }
-        found
+        found.into_iter().map(|schema| self.target(schema, Arc::clone(&name))).collect()
     }
 
     /// The relations that a statement which makes one may make.
@@ -121,26 +120,34 @@ impl<'a> Walker<'a> {
 
     /// Every candidate path as the server searches it: without schemas that do not exist, pg_catalog first unless it is
     /// named.
-    fn paths(&self) -> Vec<Vec<Name>> {
-        let complete = |mut path: Vec<Name>| {
-            path.retain(|schema| self.exists(schema));
-            if !path.iter().any(|schema| &**schema == CATALOG) {
-                path.insert(0, CATALOG.into());
+    fn paths(&self) -> &[Vec<Name>] {
+        self.paths.get_or_init(|| {
+            let mut paths = Vec::new();
+            for mut path in self.names.paths() {
+                path.retain(|schema| self.exists(schema));
+                if !path.iter().any(|schema| &**schema == CATALOG) {
+                    path.insert(0, CATALOG.into());
+                }
+                if !paths.contains(&path) {
+                    paths.push(path);
+                }
             }
-            path
-        };
-        self.names.paths().map(complete).collect()
+            paths
+        })
     }
 
     /// The schemas of all candidate paths, each once.
-    pub(super) fn schemas_searched(&self) -> Vec<Name> {
-        let mut schemas = Vec::new();
-        for schema in self.paths().into_iter().flatten() {
-            if !schemas.contains(&schema) {
-                schemas.push(schema);
+    pub(super) fn schemas_searched(&self) -> Arc<[Name]> {
+        let searched = self.searched.get_or_init(|| {
+            let mut schemas = Vec::new();
+            for schema in self.paths().iter().flatten() {
+                if !schemas.contains(schema) {
+                    schemas.push(Arc::clone(schema));
+                }
             }
-        }
-        schemas
+            schemas.into()
+        });
+        Arc::clone(searched)
     }
 }
 

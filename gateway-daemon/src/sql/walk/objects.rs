@@ -209,7 +209,7 @@ impl Walker<'_> {
             return self.add(action, Object::Function { schema: cut(schema), name });
         }
         let catalog = self.catalog;
-        let mut schemas = if deed == Deed::Create { self.schemas_for_new() } else { self.schemas_searched() };
+        let mut schemas = if deed == Deed::Create { self.schemas_for_new() } else { self.schemas_searched().to_vec() };
         if deed != Deed::Create {
             let having: Vec<_> =
                 schemas.iter().filter(|s| catalog.functions(&name).iter().any(|f| f.schema == **s)).cloned().collect();

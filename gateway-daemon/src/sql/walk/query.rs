@@ -1,6 +1,6 @@
 //! SELECT in all its forms: WITH, FROM, set operations, VALUES.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use pg_query::{
     Node, NodeEnum,
@@ -10,7 +10,7 @@ use pg_query::{
 };
 
 use super::{
-    Walker,
+    MAX_ITEMS, Walker,
     names::{qualified, text},
     scope::{ColumnNames, Cte, Item, Scope, renamed},
 };
@@ -47,7 +47,7 @@ impl Walker<'_> {
         let mut scope = Scope::below(parent);
         self.with(select.with_clause.as_ref(), &mut scope);
         if let Some(into) = select.into_clause.as_deref() {
-            self.into_clause(into);
+            self.table_made(into);
         }
         let mut output = match SetOperation::try_from(select.op) {
             Ok(SetOperation::SetopNone) if !select.values_lists.is_empty() => self.values(&select.values_lists, &scope),
@@ -89,7 +89,7 @@ impl Walker<'_> {
     }
 
     fn plain_select(&mut self, select: &SelectStmt, mut scope: Scope<'_>) -> Output {
-        scope.items = self.from(&select.from_clause, &scope);
+        scope.items = self.items(&select.from_clause, &scope);
         let aliases = self.targets_list(&select.target_list, &scope);
         self.maybe_expr(select.where_clause.as_deref(), &scope);
         for group in &select.group_clause {
@@ -128,14 +128,14 @@ impl Walker<'_> {
     }
 
     /// The expressions of a target list; the names that it gives with AS.
-    pub(super) fn targets_list(&mut self, targets: &[Node], scope: &Scope<'_>) -> Vec<Name> {
-        let mut aliases = Vec::new();
+    pub(super) fn targets_list(&mut self, targets: &[Node], scope: &Scope<'_>) -> HashSet<Name> {
+        let mut aliases = HashSet::new();
         for target in targets {
             match &target.node {
                 Some(NodeEnum::ResTarget(target)) => {
                     self.maybe_expr(target.val.as_deref(), scope);
                     if !target.name.is_empty() {
-                        aliases.push(cut(&target.name));
+                        aliases.insert(cut(&target.name));
                     }
                 }
                 other => self.unplaced(other.as_ref()),
@@ -182,6 +182,9 @@ impl Walker<'_> {
         let Some(with) = with else { return };
         let first = scope.ctes.len();
         let mut ctes = Vec::new();
+        if with.ctes.len() > MAX_ITEMS {
+            return self.unknown("node", "WithClause", "it has more queries than are followed");
+        }
         for cte in &with.ctes {
             match &cte.node {
                 Some(NodeEnum::CommonTableExpr(cte)) => ctes.push(cte),
@@ -215,40 +218,44 @@ impl Walker<'_> {
     }
 
     /// The items of a FROM list. `level` is the query's scope, still without items.
-    pub(super) fn from(&mut self, list: &[Node], level: &Scope<'_>) -> Vec<Item> {
+    pub(super) fn items(&mut self, list: &[Node], level: &Scope<'_>) -> Vec<Item> {
         let mut items = Vec::new();
+        if list.len() > MAX_ITEMS {
+            self.unknown("node", "FromClause", "it has more items than are followed");
+            return items;
+        }
         for node in list {
-            let more = self.from_item(node, level, &items);
+            let more = self.item(node, level, &items);
             items.extend(more);
         }
         items
     }
 
     /// One item of FROM. `left` is what LATERAL sees.
-    pub(super) fn from_item(&mut self, node: &Node, level: &Scope<'_>, left: &[Item]) -> Vec<Item> {
-        let lateral = Scope { items: left.to_vec(), ..Scope::below(level) };
+    pub(super) fn item(&mut self, node: &Node, level: &Scope<'_>, left: &[Item]) -> Vec<Item> {
+        let lateral = || Scope { items: left.to_vec(), ..Scope::below(level) };
         match &node.node {
             Some(NodeEnum::RangeVar(relation)) => vec![self.relation_item(relation, level)],
             Some(NodeEnum::RangeSubselect(e)) => {
-                let scope = if e.lateral { &lateral } else { level };
                 let output = match e.subquery.as_deref() {
-                    Some(query) => self.query(query, scope),
+                    Some(query) if e.lateral => self.query(query, &lateral()),
+                    Some(query) => self.query(query, level),
                     None => Output::default(),
                 };
                 vec![derived(e.alias.as_ref(), output.columns, output.locks)]
             }
-            Some(NodeEnum::RangeFunction(e)) => vec![self.range_function(e, &lateral)],
-            Some(NodeEnum::RangeTableFunc(e)) => vec![self.xml_table(e, &lateral)],
-            Some(NodeEnum::JsonTable(e)) => vec![self.json_table(e, &lateral)],
+            Some(NodeEnum::RangeFunction(e)) => vec![self.range_function(e, &lateral())],
+            Some(NodeEnum::RangeTableFunc(e)) => vec![self.xml_table(e, &lateral())],
+            Some(NodeEnum::JsonTable(e)) => vec![self.json_table(e, &lateral())],
             Some(NodeEnum::RangeTableSample(e)) => {
                 match qualified(&e.method) {
                     Some(("" | "pg_catalog", "bernoulli" | "system")) => {}
                     Some((_, name)) => self.unknown("sampling method", name, "it is not one of pg_catalog's"),
                     None => self.unplaced(None),
                 }
-                self.exprs(&e.args, &lateral);
-                self.maybe_expr(e.repeatable.as_deref(), &lateral);
-                e.relation.as_deref().map_or_else(Vec::new, |relation| self.from_item(relation, level, left))
+                self.exprs(&e.args, &lateral());
+                self.maybe_expr(e.repeatable.as_deref(), &lateral());
+                e.relation.as_deref().map_or_else(Vec::new, |relation| self.item(relation, level, left))
             }
             Some(NodeEnum::JoinExpr(join)) => self.join(join, level, left),
             other => {
@@ -260,12 +267,10 @@ impl Walker<'_> {
 
     fn relation_item(&mut self, relation: &RangeVar, level: &Scope<'_>) -> Item {
         let name = cut(&relation.relname);
-        if relation.schemaname.is_empty() {
-            if let Some(cte) = level.cte(&name) {
-                let mut item = derived(relation.alias.as_ref(), cte.columns.clone(), Vec::new());
-                item.name.get_or_insert(name);
-                return item;
-            }
+        if let Some(cte) = level.cte(&name).filter(|_| relation.schemaname.is_empty()) {
+            let mut item = derived(relation.alias.as_ref(), cte.columns.clone(), Vec::new());
+            item.name.get_or_insert(name);
+            return item;
         }
         let targets = self.targets(relation);
         for target in &targets {
@@ -352,9 +357,9 @@ impl Walker<'_> {
             self.unplaced(None);
             return Vec::new();
         };
-        let mut items = self.from_item(larg, level, left);
+        let mut items = self.item(larg, level, left);
         let seen: Vec<Item> = left.iter().chain(&items).cloned().collect();
-        let right = self.from_item(rarg, level, &seen);
+        let right = self.item(rarg, level, &seen);
         self.join_columns(join, &items, &right, level);
         items.extend(right);
         let scope = Scope { items, ..Scope::below(level) };
@@ -448,7 +453,7 @@ pub(super) fn bare(node: &Node) -> Option<Name> {
     }
 }
 
-fn is_alias(node: &Node, aliases: &[Name]) -> bool {
+fn is_alias(node: &Node, aliases: &HashSet<Name>) -> bool {
     bare(node).is_some_and(|name| aliases.contains(&name))
 }
 

@@ -32,7 +32,7 @@ impl Walker<'_> {
             self.unplaced(None);
             return StatementKind::Utility;
         };
-        let kind = match statement {
+        match statement {
             NodeEnum::SelectStmt(_) => {
                 self.query(node, scope);
                 self.implicit_casts();
@@ -46,10 +46,9 @@ impl Walker<'_> {
             _ => {
                 // A literal in any other statement may be what it is about.
                 self.reuse = self.reuse.max(Reuse::Text);
-                return self.session_statement(statement, scope);
+                self.session_statement(statement, scope)
             }
-        };
-        kind
+        }
     }
 
     fn session_statement(&mut self, statement: &NodeEnum, scope: &Scope<'_>) -> StatementKind {
@@ -115,10 +114,9 @@ impl Walker<'_> {
                     Some(call) => {
                         self.call(call, scope);
                         // A procedure is never free, whatever a function of its name is.
-                        if let Some(("", name)) = qualified(&call.funcname) {
-                            if function_class(name).is_some() {
-                                self.call_function(&CATALOG.into(), &cut(name));
-                            }
+                        let listed = qualified(&call.funcname).filter(|(_, name)| function_class(name).is_some());
+                        if let Some(("" | CATALOG, name)) = listed {
+                            self.call_function(&CATALOG.into(), &cut(name));
                         }
                     }
                     None => self.unplaced(None),
@@ -249,7 +247,7 @@ impl Walker<'_> {
             return StatementKind::Utility;
         };
         match ObjectType::try_from(e.objtype) {
-            Ok(ObjectType::ObjectTable) => self.into_clause(into),
+            Ok(ObjectType::ObjectTable) => self.table_made(into),
             Ok(ObjectType::ObjectMatview) => {
                 if let Some(relation) = &into.rel {
                     for target in self.new_targets(relation) {
@@ -263,7 +261,7 @@ impl Walker<'_> {
     }
 
     /// SELECT INTO and CREATE TABLE AS: the table that is made.
-    pub(super) fn into_clause(&mut self, into: &IntoClause) {
+    pub(super) fn table_made(&mut self, into: &IntoClause) {
         match &into.rel {
             Some(relation) => {
                 for target in self.new_targets(relation) {

@@ -255,10 +255,8 @@ impl Walker<'_> {
     pub(super) fn alter_domain(&mut self, e: &AlterDomainStmt) {
         self.type_(&e.type_name, Deed::Alter);
         // T: default; C: constraint. The rest drops or validates.
-        if e.def.is_some() {
-            if let Some((schema, name)) = qualified(&e.type_name) {
-                self.change(schema, name, Action::Expression);
-            }
+        if let Some((schema, name)) = qualified(&e.type_name).filter(|_| e.def.is_some()) {
+            self.change(schema, name, Action::Expression);
         }
     }
 }
