@@ -26,6 +26,8 @@ pub(super) enum PolicyVerb {
         /// The folder.
         dir: PathBuf,
     },
+    /// Print the Cedar schema that policies are checked against.
+    Schema,
     /// Load the policies anew, all or nothing; open sessions go by them at their next statement.
     Reload,
     /// Say who may do what, by which policy, and why.
@@ -68,6 +70,10 @@ pub(super) fn policy(config: &Path, verb: PolicyVerb) -> Result<ExitCode> {
             let check = check(&dir, known.as_ref());
             writeln!(io::stdout().lock(), "{}", lines(&check.to_string(), usize::MAX))?;
             Ok(check.exit_code().into())
+        }
+        PolicyVerb::Schema => {
+            write!(io::stdout().lock(), "{}", crate::policy::SCHEMA)?;
+            Ok(ExitCode::SUCCESS)
         }
         PolicyVerb::Reload => print_text(config, &Request::PolicyReload),
         PolicyVerb::Doc { json: true } => print_json(&ask_row(config, &Request::PolicyDoc { json: true })?),

@@ -3,6 +3,10 @@
 
 use super::frame::{FieldError, Fields};
 
+/// Bytes of a prepared statement's or a portal's name that a server keeps: its tables of them have keys of `NAMEDATALEN`,
+/// zero byte included.
+pub const MAX_NAME_BYTES: usize = 63;
+
 /// One message from the agent, borrowed from the caller's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message<'a> {
@@ -85,6 +89,12 @@ pub enum FrontendError {
     /// FunctionCall: runs a function by its OID, without a statement.
     #[error("function calls by OID (message type `F`) are not forwarded; use SELECT")]
     FunctionCall,
+    /// A name that the server would cut, so that two names become one.
+    #[error("the name of a prepared statement or portal has {length} bytes; a server keeps {MAX_NAME_BYTES}")]
+    Name {
+        /// Its length.
+        length: usize,
+    },
     /// The body does not have the fields of its type.
     #[error("a message of type `{}`: {error}", tag.escape_ascii())]
     Body {
@@ -104,7 +114,11 @@ pub fn decode(tag: u8, body: &[u8]) -> Result<Message<'_>, FrontendError> {
     match tag {
         b'F' => Err(FrontendError::FunctionCall),
         b'Q' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S' | b'H' | b'c' | b'f' | b'X' => {
-            fields(tag, Fields::new(body)).map_err(|error| FrontendError::Body { tag, error })
+            let message = fields(tag, Fields::new(body)).map_err(|error| FrontendError::Body { tag, error })?;
+            match message.names().into_iter().map(str::len).find(|&length| length > MAX_NAME_BYTES) {
+                Some(length) => Err(FrontendError::Name { length }),
+                None => Ok(message),
+            }
         }
         _ => Err(FrontendError::Tag { tag }),
     }
@@ -177,6 +191,22 @@ fn value<'a>(fields: &mut Fields<'a>) -> Result<Option<&'a [u8]>, FieldError> {
     }
 }
 
+impl<'a> Message<'a> {
+    /// The names of prepared statements and portals in it; empty where it has fewer than two.
+    const fn names(&self) -> [&'a str; 2] {
+        match self {
+            Self::Parse { name, .. }
+            | Self::Describe { target: Target::Statement(name) | Target::Portal(name) }
+            | Self::Execute { portal: name }
+            | Self::Close { target: Target::Statement(name) | Target::Portal(name) } => [name, ""],
+            Self::Bind(bind) => [bind.portal, bind.statement],
+            Self::Query { .. } | Self::Sync | Self::Flush | Self::CopyDone | Self::CopyFail | Self::Terminate => {
+                ["", ""]
+            }
+        }
+    }
+}
+
 impl<'a> Bind<'a> {
     /// The parameters in order, `None` for NULL.
     pub fn parameters(&self) -> impl Iterator<Item = Option<&'a [u8]>> + use<'a> {
@@ -225,6 +255,15 @@ mod tests {
         assert_eq!((bind.portal, bind.statement), ("portal", "stmt"));
         assert_eq!(bind.parameters().collect::<Vec<_>>(), [Some(&b"hi"[..]), None]);
         assert_eq!(bind.formats().collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn names_that_a_server_would_cut_are_refused() {
+        let long = "n".repeat(MAX_NAME_BYTES + 1);
+        let body = format!("S{long}\0");
+        assert_eq!(decode(b'C', body.as_bytes()), Err(FrontendError::Name { length: 64 }));
+        let body = format!("{}\0SELECT 1\0\0\0", &long[1..]);
+        assert!(decode(b'P', body.as_bytes()).is_ok());
     }
 
     #[test]

@@ -28,16 +28,26 @@ impl Drop for Weight {
     }
 }
 
-/// A prepared statement as the session knows it.
+/// A prepared statement as the session knows it. Only its text is kept: the server plans it anew when names have changed
+/// their meaning, so it is read anew at each use, mostly from the cache.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) sql: Arc<str>,
-    pub(super) reading: Arc<Reading>,
+    pub(super) by: PreparedBy,
     /// The request that prepared it.
     pub(super) asked: Asked,
     /// The parameter types that the agent gave.
     pub(super) types: Vec<u32>,
     pub(super) _weight: Weight,
+}
+
+/// How a statement was prepared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum PreparedBy {
+    /// By Parse: the text is the statement.
+    Parse,
+    /// By PREPARE of this name, somewhere in the text.
+    Sql(Arc<str>),
 }
 
 /// A portal, or a cursor: one namespace on the server.

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::{
     AgentPhase, Fault, Judge, Judgement, KEPT_TEXT_BYTES, Machine, Unread,
-    expect::{Changes, Copies, Expect, Portal, Prepared},
+    expect::{Changes, Copies, Expect, Portal, Prepared, PreparedBy},
     names::Change,
     requests::{Ask, Asked},
 };
@@ -67,9 +67,9 @@ impl<J: Judge> Machine<J> {
         match message {
             Message::Query { sql } => return self.query(sql, frame),
             Message::Parse { name, sql, types } => return self.parse(name, sql, types, frame),
-            Message::Bind(bind) => self.bind(&bind, frame)?,
+            Message::Bind(bind) => return self.bind(&bind, frame),
             Message::Describe { target } => self.describe(target, frame),
-            Message::Execute { portal } => self.execute(portal, frame)?,
+            Message::Execute { portal } => return self.execute(portal, frame),
             Message::Close { target } => self.close(target, frame),
             Message::Sync => {
                 self.agent_phase = AgentPhase::Open;
@@ -97,20 +97,15 @@ impl<J: Judge> Machine<J> {
                 return Ok(true);
             }
         };
-        let (judgement, missing) = self.judge_named(&reading);
+        let Some((judgement, missing)) = self.judge_named(&reading) else { return Ok(false) };
         let ask = self.ask_for(RequestKind::Simple, sql, &reading, &judgement);
         let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
-        let clearance = match (judgement.decision.clear(), missing) {
-            (Err(refusal), _) => {
-                let answer = self.refusal(&refusal);
+        let clearance = match self.clear(&judgement, missing) {
+            Ok(clearance) => clearance,
+            Err(answer) => {
                 self.refuse_query(asked, answer);
                 return Ok(true);
             }
-            (Ok(_), Some(answer)) => {
-                self.refuse_query(asked, answer);
-                return Ok(true);
-            }
-            (Ok(clearance), None) => clearance,
         };
         let text: Arc<str> = sql.into();
         let changes: VecDeque<Changes> =
@@ -160,17 +155,16 @@ impl<J: Judge> Machine<J> {
             Text::Refused(answer, asked) => return Ok(Turn::Refuse(answer, asked)),
         };
         let types: Vec<u32> = types.as_chunks::<4>().0.iter().map(|oid| u32::from_be_bytes(*oid)).collect();
-        let (judgement, missing) = self.judge_named(&reading);
+        let Some((judgement, missing)) = self.judge_named(&reading) else { return Ok(Turn::NotYet) };
         let mut ask = self.ask_for(RequestKind::Prepare, sql, &reading, &judgement);
         ask.types.clone_from(&types);
         let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
-        let clearance = match (judgement.decision.clear(), missing) {
-            (Err(refusal), _) => return Ok(Turn::Refuse(self.refusal(&refusal), asked)),
-            (Ok(_), Some(answer)) => return Ok(Turn::Refuse(answer, asked)),
-            (Ok(clearance), None) => clearance,
+        let clearance = match self.clear(&judgement, missing) {
+            Ok(clearance) => clearance,
+            Err(answer) => return Ok(Turn::Refuse(answer, asked)),
         };
         let weight = self.keep_text(sql.len());
-        let prepared = Prepared { sql: sql.into(), reading: reading.clone(), asked, types, _weight: weight };
+        let prepared = Prepared { sql: sql.into(), by: PreparedBy::Parse, asked, types, _weight: weight };
         let statement = Some(Change::Define(name.into(), Arc::new(prepared)));
         let changes = Changes { statement, portal: None };
         match self.over_limit(&reading, [&changes]) {
@@ -179,78 +173,109 @@ impl<J: Judge> Machine<J> {
         }
     }
 
-    fn bind(&mut self, bind: &Bind<'_>, frame: &[u8]) -> Result<(), Fault> {
+    fn bind(&mut self, bind: &Bind<'_>, frame: &[u8]) -> Result<bool, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
         let Some(prepared) = self.statements.get(bind.statement) else {
             self.stand_in(None, no_statement(bind.statement));
-            return Ok(());
+            return Ok(true);
         };
-        let (judgement, missing) = self.judge_named(&prepared.reading);
-        let mut ask = self.ask_for(RequestKind::Execute, &prepared.sql, &prepared.reading, &judgement);
+        let reading = match self.reread(&prepared) {
+            Ok(reading) => reading,
+            Err(Unread::NotYet) => return Ok(false),
+            Err(Unread::Never { answer, .. }) => {
+                self.stand_in(None, *answer);
+                return Ok(true);
+            }
+        };
+        let Some((judgement, missing)) = self.judge_named(&reading) else { return Ok(false) };
+        let mut ask = self.ask_for(RequestKind::Execute, &prepared.sql, &reading, &judgement);
         ask.parameters = bind.parameters().map(|value| value.map(<[u8]>::to_vec)).collect();
         ask.formats = bind.formats().collect();
         ask.types.clone_from(&prepared.types);
         let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
-        match (judgement.decision.clear(), missing) {
-            (Err(refusal), _) => {
-                let answer = self.refusal(&refusal);
+        let clearance = match self.clear(&judgement, missing) {
+            Ok(clearance) => clearance,
+            Err(answer) => {
                 self.stand_in(Some(asked), answer);
+                return Ok(true);
             }
-            (Ok(_), Some(answer)) => self.stand_in(Some(asked), answer),
-            (Ok(clearance), None) => {
-                let portal = Portal::bound(prepared.sql.clone(), prepared.reading.clone(), asked);
-                let portal = Some(Change::Define(bind.portal.into(), Arc::new(portal)));
-                let changes = Changes { statement: None, portal };
-                if let Some(answer) = self.over_limit(&prepared.reading, [&changes]) {
-                    self.stand_in(Some(asked), answer);
-                    return Ok(());
-                }
-                self.note_changes(&changes);
-                self.to_server.forward(frame, clearance, asked.event);
-                self.expect.push_back(Expect::Bind { asked, changes });
-            }
+        };
+        let portal = Portal::bound(prepared.sql.clone(), reading.clone(), asked);
+        let portal = Some(Change::Define(bind.portal.into(), Arc::new(portal)));
+        let changes = Changes { statement: None, portal };
+        if let Some(answer) = self.over_limit(&reading, [&changes]) {
+            self.stand_in(Some(asked), answer);
+            return Ok(true);
         }
-        Ok(())
+        self.note_changes(&changes);
+        self.to_server.forward(frame, clearance, asked.event);
+        self.expect.push_back(Expect::Bind { asked, changes });
+        Ok(true)
     }
 
-    fn execute(&mut self, name: &str, frame: &[u8]) -> Result<(), Fault> {
+    fn execute(&mut self, name: &str, frame: &[u8]) -> Result<bool, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
         let Some(portal) = self.portals.get(name) else {
             self.stand_in(None, no_portal(name));
-            return Ok(());
+            return Ok(true);
         };
-        let (judgement, missing) = self.judge_named(&portal.reading);
+        let Some((judgement, missing)) = self.judge_named(&portal.reading) else { return Ok(false) };
         let asked = if portal.first_use() {
             portal.asked
         } else {
             let ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judgement);
             self.requests.ask(&mut self.log, ask, &judgement.decision)?
         };
-        match (judgement.decision.clear(), missing) {
-            (Err(refusal), _) => {
-                let answer = self.refusal(&refusal);
+        let clearance = match self.clear(&judgement, missing) {
+            Ok(clearance) => clearance,
+            Err(answer) => {
                 self.stand_in(Some(asked), answer);
+                return Ok(true);
             }
-            (Ok(_), Some(answer)) => self.stand_in(Some(asked), answer),
-            (Ok(clearance), None) => {
-                // A text of the extended protocol has one statement; the server refuses more.
-                // Executing a cursor fetches from it, and does not declare it again.
-                let changes = match portal.reading.statements.first() {
-                    Some(statement) if !portal.is_cursor => self.changes_of(statement, &portal.sql, asked),
-                    Some(_) | None => Changes::default(),
-                };
-                if let Some(answer) = self.over_limit(&portal.reading, [&changes]) {
-                    self.stand_in(Some(asked), answer);
-                    return Ok(());
-                }
-                self.note_changes(&changes);
-                let copies = copies_of(&portal.reading);
-                self.to_server.forward(frame, clearance, asked.event);
-                self.expect.push_back(Expect::Execute { asked, changes, copies });
-                self.await_copy(copies);
+        };
+        // A text of the extended protocol has one statement; the server refuses more. Executing a cursor fetches from
+        // it, and does not declare it again.
+        let changes = match portal.reading.statements.first() {
+            Some(statement) if !portal.is_cursor => self.changes_of(statement, &portal.sql, asked),
+            Some(_) | None => Changes::default(),
+        };
+        if let Some(answer) = self.over_limit(&portal.reading, [&changes]) {
+            self.stand_in(Some(asked), answer);
+            return Ok(true);
+        }
+        self.note_changes(&changes);
+        let copies = copies_of(&portal.reading);
+        self.to_server.forward(frame, clearance, asked.event);
+        self.expect.push_back(Expect::Execute { asked, changes, copies });
+        self.await_copy(copies);
+        Ok(true)
+    }
+
+    /// The clearance, or what the agent is told instead.
+    fn clear(&self, judgement: &Judgement, missing: Option<ErrorAnswer>) -> Result<Clearance, ErrorAnswer> {
+        match (judgement.decision.clear(), missing) {
+            (Err(refusal), _) => Err(self.refusal(&refusal)),
+            (Ok(_), Some(answer)) => Err(answer),
+            (Ok(clearance), None) => Ok(clearance),
+        }
+    }
+
+    /// What a prepared statement means now.
+    fn reread(&mut self, prepared: &Prepared) -> Result<Arc<Reading>, Unread> {
+        let reading = self.judge.read(&prepared.sql)?;
+        let PreparedBy::Sql(wanted) = &prepared.by else { return Ok(reading) };
+        let nested = reading.statements.iter().find_map(|statement| match &statement.kind {
+            StatementKind::Prepare { name, statement } if name == wanted => Some(StatementReading::clone(statement)),
+            _ => None,
+        });
+        match nested {
+            Some(statement) => Ok(Arc::new(Reading::from(statement))),
+            // The same text has the same statements, whatever names mean.
+            None => {
+                let kept = format!("/* not read: {} bytes */", prepared.sql.len());
+                Err(Unread::Never { answer: Box::new(no_statement(wanted)), kept })
             }
         }
-        Ok(())
     }
 
     fn describe(&mut self, target: Target<'_>, frame: &[u8]) {
@@ -330,48 +355,49 @@ impl<J: Judge> Machine<J> {
         }
     }
 
-    /// Decides a reading together with what it executes or fetches from by name. The error is the server's own for a name
-    /// that does not exist: nothing is forwarded that Weir could not read.
-    fn judge_named(&mut self, reading: &Arc<Reading>) -> (Arc<Judgement>, Option<ErrorAnswer>) {
+    /// Decides a reading together with what it executes or fetches from by name; `None` when the catalogue must be fetched
+    /// first. The answer is the server's own for a name that does not exist: nothing is forwarded that was not read.
+    fn judge_named(&mut self, reading: &Arc<Reading>) -> Option<(Arc<Judgement>, Option<ErrorAnswer>)> {
         let mut named = Vec::new();
         let mut missing = None;
         for (at, statement) in reading.statements.iter().enumerate() {
+            let mut earlier = reading.statements.iter().take(at);
             if let Some(name) = &statement.executes {
-                let earlier = reading.statements.iter().take(at).rev().any(|earlier| {
-                    matches!(&earlier.kind, StatementKind::Prepare { name: prepared, .. } if prepared == name)
-                });
+                // What the same text prepares is judged there.
+                let here =
+                    earlier.any(|earlier| matches!(&earlier.kind, StatementKind::Prepare { name: n, .. } if n == name));
                 match self.statements.get(name) {
-                    // The PREPARE of the same text is judged with what it prepares: see `prepared_reading`.
-                    _ if earlier => {}
-                    Some(prepared) => named.push(prepared.reading.clone()),
+                    _ if here => {}
                     None => missing = Some(no_statement(name)),
+                    Some(prepared) => match self.reread(&prepared) {
+                        Ok(reading) => named.push(reading),
+                        Err(Unread::NotYet) => return None,
+                        Err(Unread::Never { answer, .. }) => missing = Some(*answer),
+                    },
                 }
-            }
-            if let StatementKind::Fetch { name } = &statement.kind {
-                let earlier = reading.statements.iter().take(at).any(|earlier| {
-                    matches!(&earlier.kind, StatementKind::DeclareCursor { name: declared } if declared == name)
-                });
+            } else if let StatementKind::Fetch { name } = &statement.kind {
+                let here = earlier
+                    .any(|earlier| matches!(&earlier.kind, StatementKind::DeclareCursor { name: n } if n == name));
                 match self.portals.get(name) {
-                    _ if earlier => {}
+                    _ if here => {}
                     Some(portal) => named.push(portal.reading.clone()),
                     None => missing = Some(no_portal(name)),
                 }
-            }
-            if let StatementKind::Prepare { statement, .. } = &statement.kind {
+            } else if let StatementKind::Prepare { statement, .. } = &statement.kind {
                 named.push(Arc::new(Reading::from(StatementReading::clone(statement))));
             }
         }
-        (self.judge.decide(reading, &named), missing)
+        Some((self.judge.decide(reading, &named), missing))
     }
 
     /// What a statement does to names once the server completed it.
     fn changes_of(&self, statement: &StatementReading, text: &Arc<str>, asked: Asked) -> Changes {
         let none = Changes::default();
         match &statement.kind {
-            StatementKind::Prepare { name, statement } => {
-                let reading = Arc::new(Reading::from(StatementReading::clone(statement)));
+            StatementKind::Prepare { name, .. } => {
                 let weight = self.keep_text(text.len());
-                let prepared = Prepared { sql: text.clone(), reading, asked, types: Vec::new(), _weight: weight };
+                let by = PreparedBy::Sql(name.clone());
+                let prepared = Prepared { sql: text.clone(), by, asked, types: Vec::new(), _weight: weight };
                 Changes { statement: Some(Change::Define(name.clone(), Arc::new(prepared))), ..none }
             }
             StatementKind::Deallocate { name: Some(name) } => {
