@@ -6,8 +6,8 @@ use unicode_width::UnicodeWidthStr;
 
 use super::line;
 use crate::record::{
-    AdminEvent, Event, KernelRefusal, Outcome, Request, Row, RowContent, SessionEnd, SessionId, SessionInfo,
-    SessionStart, Time,
+    AdminEvent, Event, KernelRefusal, Outcome, Request, RequestKind, Row, RowContent, SessionEnd, SessionId,
+    SessionInfo, SessionStart, Time,
 };
 
 /// Requests whose outcome is waited for; over it the oldest are shown without one.
@@ -68,6 +68,10 @@ impl<W: io::Write> LogTable<W> {
             }
         };
         match event {
+            // A Parse says nothing more, unless it fails.
+            Event::Request(request) if request.kind == RequestKind::Prepare => {
+                self.request(row.time, request, &whose, None)
+            }
             Event::Request(request) if request.decision.allowed => {
                 let key = (request.session, request.request);
                 let request = Box::new(request.clone());
@@ -77,7 +81,7 @@ impl<W: io::Write> LogTable<W> {
             Event::Request(request) => self.request(row.time, request, &whose, None),
             Event::Outcome(outcome) => match self.pending.remove(&(outcome.session, outcome.request)) {
                 Some(Pending { time, request, whose, .. }) => self.request(time, &request, &whose, Some(outcome)),
-                None => Ok(()),
+                None => self.late(row.time, outcome, &whose),
             },
             // Bytes are for `weir show`.
             Event::Answer(_) | Event::CopyIn(_) => Ok(()),
@@ -108,7 +112,12 @@ impl<W: io::Write> LogTable<W> {
     }
 
     fn request(&mut self, time: Time, request: &Request, whose: &Whose, outcome: Option<&Outcome>) -> io::Result<()> {
-        let what = if request.decision.allowed { "allow" } else { "DENY" };
+        let prepares = request.kind == RequestKind::Prepare;
+        let what = match (request.decision.allowed, prepares) {
+            (true, true) => "prepare",
+            (true, false) => "allow",
+            (false, _) => "DENY",
+        };
         let policies = request.decision.policies.iter().map(|id| line(id, 60)).collect::<Vec<_>>().join(", ");
         let mut text = line(&request.sql, self.limit);
         text.push_str(&format!("  [{}]", if policies.is_empty() { "no policy" } else { &policies }));
@@ -123,10 +132,17 @@ impl<W: io::Write> LogTable<W> {
                 let millis = outcome.duration.as_secs_f64() * 1000.0;
                 text.push_str(&format!("  {} rows, {} bytes, {millis:.1} ms", outcome.rows, outcome.bytes));
             }
-            None if request.decision.allowed => text.push_str("  no outcome yet"),
+            None if request.decision.allowed && !prepares => text.push_str("  no outcome yet"),
             None => {}
         }
         self.entry(time, whose, what, &text)
+    }
+
+    /// The outcome of a request whose line stands already: told when it is an error.
+    fn late(&mut self, time: Time, outcome: &Outcome, whose: &Whose) -> io::Result<()> {
+        let Some((code, message)) = &outcome.error else { return Ok(()) };
+        let (code, message) = (line(code, 5), line(message, 120));
+        self.entry(time, whose, "error", &format!("request {}: {code}: {message}", outcome.request))
     }
 
     fn start(&mut self, time: Time, start: &SessionStart) -> io::Result<()> {

@@ -29,9 +29,9 @@ pub(super) fn udp(port: u16) -> String {
     )
 }
 
-/// The first session of `weir sessions --json`.
+/// The oldest session of `weir sessions --json`, which stands last.
 pub(super) fn first_session(lines: &str) -> Result<String> {
-    let first = lines.lines().next().context("no session is on the record")?;
+    let first = lines.lines().last().context("no session is on the record")?;
     let first: Value = serde_json::from_str(first).with_context(|| format!("not JSON: {first}"))?;
     let session = first.pointer("/start/session").and_then(Value::as_str);
     Ok(session.with_context(|| format!("no `session` in {first}"))?.to_owned())

@@ -180,7 +180,7 @@ mod tests {
     fn an_error_has_its_fields_and_no_empty_one() {
         let answer = ErrorAnswer::fatal(REFUSED, "no\0pe").hint("ask");
         let bytes = answer.to_bytes();
-        assert_eq!(&bytes[..], b"E\0\0\0\x2aSFATAL\0VFATAL\0C42501\0Mnope\0Hask\0\0");
+        assert_eq!(&bytes[..], b"E\0\0\0\x25SFATAL\0VFATAL\0C42501\0Mnope\0Hask\0\0");
         assert_eq!(usize::from(bytes[4]), bytes.len() - 1);
     }
 }
