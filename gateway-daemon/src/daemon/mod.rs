@@ -128,11 +128,11 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
         scope = %weir.config.daemon.scope, port = weir.config.daemon.listener_port,
         connections = weir.config.connections.len(), "ready"
     );
-    loop {
-        match signals.next().await {
-            Signal::Reload => weir.reload_policies(None).map(drop).unwrap_or_default(),
-            Signal::Stop => break,
-        }
+    while let Signal::Reload = signals.next().await {
+        // What is wrong is logged and recorded there; the last policies stay in force.
+        let weir = weir.clone();
+        let reloaded = tokio::task::spawn_blocking(move || weir.reload_policies(None)).await;
+        drop(reloaded);
     }
     tracing::info!(sessions = weir.sessions.count(), "stopping");
     accepting.abort();

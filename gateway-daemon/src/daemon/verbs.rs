@@ -72,7 +72,9 @@ impl Weir {
             }
             Request::PolicyReload => {
                 self.allow(uid, Right::Root)?;
-                self.reload_policies(Some(uid)).map(|reload| Reply::Text { text: reload_text(&reload) })
+                let weir = self.clone();
+                let reloaded = spawn_blocking(move || weir.reload_policies(Some(uid))).await;
+                reloaded.map_err(|error| error.to_string())?.map(|reload| Reply::Text { text: reload_text(&reload) })
             }
             Request::PolicyDoc { json } => {
                 self.allow(uid, Right::Audit)?;

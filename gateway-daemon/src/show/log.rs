@@ -1,6 +1,9 @@
 //! `weir log`: a line for each request with its outcome, and for whatever else happened.
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
 use unicode_width::UnicodeWidthStr;
 
@@ -22,6 +25,8 @@ pub struct LogTable<W> {
     /// Characters of a statement that a line shows.
     limit: usize,
     pending: HashMap<(SessionId, u64), Pending>,
+    /// Parses that were shown: one that fails says so later.
+    prepared: HashSet<(SessionId, u64)>,
 }
 
 /// A request whose outcome has not come.
@@ -43,7 +48,7 @@ struct Whose {
 impl<W: io::Write> LogTable<W> {
     /// Writes to `out`, at most `limit` characters of each statement.
     pub fn new(out: W, limit: usize) -> Self {
-        Self { out, limit, pending: HashMap::new() }
+        Self { out, limit, pending: HashMap::new(), prepared: HashSet::new() }
     }
 
     /// The line of heads.
@@ -69,7 +74,10 @@ impl<W: io::Write> LogTable<W> {
         };
         match event {
             // A Parse says nothing more, unless it fails.
-            Event::Request(request) if request.kind == RequestKind::Prepare => {
+            Event::Request(request) if request.decision.allowed && request.kind == RequestKind::Prepare => {
+                if self.prepared.len() < MOST_PENDING {
+                    self.prepared.insert((request.session, request.request));
+                }
                 self.request(row.time, request, &whose, None)
             }
             Event::Request(request) if request.decision.allowed => {
@@ -81,12 +89,18 @@ impl<W: io::Write> LogTable<W> {
             Event::Request(request) => self.request(row.time, request, &whose, None),
             Event::Outcome(outcome) => match self.pending.remove(&(outcome.session, outcome.request)) {
                 Some(Pending { time, request, whose, .. }) => self.request(time, &request, &whose, Some(outcome)),
-                None => self.late(row.time, outcome, &whose),
+                None if self.prepared.remove(&(outcome.session, outcome.request)) => {
+                    self.late(row.time, outcome, &whose)
+                }
+                None => Ok(()),
             },
             // Bytes are for `weir show`.
             Event::Answer(_) | Event::CopyIn(_) => Ok(()),
             Event::SessionStart(start) => self.start(row.time, start),
-            Event::SessionEnd(end) => self.end(row.time, end, &whose),
+            Event::SessionEnd(end) => {
+                self.prepared.retain(|(session, _)| *session != end.session);
+                self.end(row.time, end, &whose)
+            }
             Event::Refused(refusal) => self.refused(row.time, refusal),
             Event::Admin(admin) => self.admin(row.time, admin),
         }
