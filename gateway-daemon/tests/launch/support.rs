@@ -175,7 +175,7 @@ struct Serving {
 
 impl Serving {
     async fn serve(self: Arc<Self>, mut connection: Connection) {
-        let (Request::Run(request), mut descriptors) = connection.recv().await.unwrap();
+        let (Request::Run(request), mut descriptors) = connection.recv().await.unwrap() else { panic!("not a run") };
         descriptors.truncate(3);
         let nth = self.next.fetch_add(1, Ordering::Relaxed);
         let cgroup = self.cgroup.join(nth.to_string());
