@@ -7,7 +7,7 @@ mod script;
 mod story;
 
 use std::path::Path;
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use anyhow::{Result, ensure};
 
@@ -90,9 +90,25 @@ fn tell(stage: &Stage) -> Result<()> {
     work(stage, &mut story)?;
     ways_round(stage, &mut story)?;
     record(stage, &mut story)?;
-    story.chapter("And away");
-    story.succeeds("Root takes the programs out of the kernel.", stage.weir.command(&["detach"]), &[])?;
+    death(stage, &mut story)?;
     story.end();
+    Ok(())
+}
+
+/// A daemon that dies leaves its agents with a refused connection, not an open road.
+fn death(stage: &Stage, story: &mut Story) -> Result<()> {
+    story.chapter("Without the daemon");
+    let pid = stage.weir.pid();
+    let mut kill = Command::new("sh");
+    kill.args(["-c", &format!("kill -9 {pid}; until grep -q '^State:.Z' /proc/{pid}/status; do :; done; echo dead")]);
+    story.succeeds("The daemon is killed.", kill, &["dead"])?;
+    let stolen = format!("{} user={ROLE} password={}", stage.server(), stage.password);
+    story.fails(
+        "The programs stay in the kernel: the road is as closed as before.",
+        story::as_user(NOBODY, &["psql", "-X", "-d", &stolen, "-c", "SELECT 1"]),
+        &["Operation not permitted"],
+    )?;
+    story.succeeds("Root takes them out.", stage.weir.command(&["detach"]), &["connect4"])?;
     Ok(())
 }
 
