@@ -21,22 +21,26 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(super) enum AgentVerb {
     /// List agents with their runs.
+    #[command(after_help = "Example: weir agent list --json")]
     List {
         /// A line of JSON for each agent.
         #[arg(long)]
         json: bool,
     },
-    /// Refuse an agent everything: its sessions end, none begins, until it is thawed.
+    /// Refuse an agent everything: its sessions end, none begins, until it is thawed; a restart does not thaw it.
+    #[command(after_help = "Example: weir agent freeze claude")]
     Freeze {
         /// The agent's name.
         name: String,
     },
     /// Take a freeze back.
+    #[command(after_help = "Example: weir agent thaw claude")]
     Thaw {
         /// The agent's name.
         name: String,
     },
-    /// Bring a new token for the same subject, for all runs of an agent.
+    /// Bring a new token for the same subject, for all runs of an agent. For root and the agent's starters.
+    #[command(after_help = "Example: weir agent refresh claude --token-file ./token")]
     Refresh {
         /// The agent's name.
         name: String,
@@ -49,6 +53,7 @@ pub(super) enum AgentVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum SessionVerb {
     /// End an open session; what it runs is cancelled.
+    #[command(after_help = "Example: weir session kill 0000000000001234")]
     Kill {
         /// The session's name, as `weir sessions` shows it.
         id: String,
@@ -58,12 +63,14 @@ pub(super) enum SessionVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum CaVerb {
     /// Show the host CA: certificate, fingerprint, the names that it may speak for.
+    #[command(after_help = "Example: weir ca show --json | jq -r .pem")]
     Show {
         /// One line of JSON.
         #[arg(long)]
         json: bool,
     },
     /// Make a new host CA. Runs that are open trust the old one until they are started anew.
+    #[command(after_help = "Example: weir ca rotate")]
     Rotate,
 }
 

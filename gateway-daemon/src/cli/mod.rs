@@ -46,25 +46,60 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Serve: redirect, identify, decide, record. Runs in the foreground, as root; SIGHUP loads the policies anew.
-    Daemon(DaemonArgs),
-    /// Run a command as an agent.
     #[command(after_help = "\
 Examples:
-  weir run --agent claude -- psql -h db.internal orders
+  weir daemon
+  WEIR_LOG=debug weir daemon --config ./weir.toml
+
+The log goes to standard error; WEIR_LOG says how much (error, warn, info, debug, trace). A daemon that ends leaves \
+its programs in the kernel: agents are refused until one serves again, or `weir detach` takes the programs away.")]
+    Daemon(DaemonArgs),
+    /// Run a command as an agent. For root and the agent's starters.
+    #[command(after_help = "\
+Examples:
+  weir run --agent claude -- psql -h db.internal -d orders
   weir run --agent ci --token-file ./token -- python3 migrate.py
+
+The command runs as the agent's Unix user, in the current folder, with your environment but for what belongs to your \
+session.
 
 Exit status: the command's own; 128+N when signal N ended it; 127 when it was not found, 126 when it could not be executed, \
 1 when Weir refused.")]
     Run(RunArgs),
-    /// Say how the daemon is.
+    /// Say how the daemon is: what it serves, whom it lets through, what it withholds.
+    #[command(after_help = "\
+Examples:
+  weir status
+  weir status --json | jq .withheld")]
     Status(JsonArgs),
-    /// Check what Weir needs of this host, and say how to mend what is missing. Exits with 1 when something is.
+    /// Check what Weir needs of this host, and say how to mend what is missing.
+    #[command(after_help = "\
+Examples:
+  weir doctor                                   as root, who sees all
+  weir doctor --json | jq '.[] | select(.verdict != \"ok\")'
+
+Exit status: 0 when all is well, 1 when a check failed or could not be made.")]
     Doctor(JsonArgs),
-    /// Agents: their runs, freezing, tokens.
-    #[command(subcommand)]
+    /// List agents, freeze and thaw them, renew their tokens.
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  weir agent list
+  weir agent freeze claude
+  weir agent thaw claude
+  weir agent refresh claude --token-file ./token"
+    )]
     Agent(agents::AgentVerb),
-    /// Policies: check a folder, reload, say who may do what.
-    #[command(subcommand)]
+    /// Check policies, load them anew, say who may do what.
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  weir policy check ./policies                  before they are put in force
+  weir policy reload
+  weir policy doc"
+    )]
     Policy(policies::PolicyVerb),
     /// Say how a statement would be decided, and by which policies; nothing is sent to the server.
     #[command(after_help = "\
@@ -72,11 +107,22 @@ Examples:
   weir explain --agent claude --connection orders 'SELECT * FROM customers'
   weir explain --agent ci --group corp/readers --connection orders --json 'DROP TABLE x'
 
-Exit status: 0 allowed, 2 refused.")]
+Exit status: 0 when it would be allowed, 2 when it would be refused, 1 when that cannot be told.")]
     Explain(policies::ExplainArgs),
     /// List sessions on the record, the newest first.
+    #[command(after_help = "\
+Examples:
+  weir sessions
+  weir sessions --agent claude --since 1h
+  weir sessions --group corp/readers --json
+  weir sessions --store /var/lib/weir/record    with the daemon down")]
     Sessions(records::SessionsArgs),
     /// Show one session: statements, decisions, answers.
+    #[command(after_help = "\
+Examples:
+  weir show 0000000000001234                    a name that `weir sessions` shows
+  weir show 0000000000001234 --rows all
+  weir show 0000000000001234 --json")]
     Show(records::ShowArgs),
     /// Show requests, refusals and acts in order.
     #[command(after_help = "\
@@ -86,13 +132,27 @@ Examples:
   weir log --decision deny --json
   weir log --store /var/lib/weir/record         with the daemon down")]
     Log(records::LogArgs),
-    /// One open session.
-    #[command(subcommand)]
+    /// End open sessions.
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  weir session kill 0000000000001234            a name that `weir sessions` shows as open"
+    )]
     Session(agents::SessionVerb),
-    /// The host CA, whose certificates agents see.
-    #[command(subcommand)]
+    /// Show or replace the host CA, whose certificates agents see.
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  weir ca show
+  weir ca rotate"
+    )]
     Ca(agents::CaVerb),
     /// Take the programs away: nothing is redirected or refused any more. Root only; stop the daemon first.
+    #[command(after_help = "\
+Examples:
+  weir detach                                   says what it took, a line each")]
     Detach,
     /// The process that starts commands; the daemon runs it.
     #[command(hide = true)]
@@ -114,10 +174,10 @@ struct RunArgs {
     /// The agent's configured name.
     #[arg(long)]
     agent: String,
-    /// The agent's token; watched for a newer one. The configuration's `token_file` without.
+    /// The agent's token, watched for a newer one [default: the agent's `token_file` in the configuration].
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The daemon's control socket, where it is not the configuration's.
+    /// The daemon's control socket [default: the configuration's, or /run/weir/control.sock where that cannot be read].
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
     /// The command and its arguments.

@@ -21,7 +21,11 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyVerb {
-    /// Check a folder of policies without putting it in force. Exits with 1 when it has a fault.
+    /// Check a folder of policies without putting it in force.
+    #[command(after_help = "\
+Example: weir policy check ./policies
+
+Exit status: 0 when the folder would load, 1 when it has a fault.")]
     Check {
         /// The folder.
         dir: PathBuf,
@@ -31,6 +35,7 @@ pub(super) enum PolicyVerb {
     /// Load the policies anew, all or nothing; open sessions go by them at their next statement.
     Reload,
     /// Say who may do what, by which policy, and why.
+    #[command(after_help = "Example: weir policy doc --json")]
     Doc {
         /// One line of JSON.
         #[arg(long)]
@@ -43,7 +48,7 @@ pub(super) struct ExplainArgs {
     /// The agent's configured name.
     #[arg(long)]
     agent: String,
-    /// Assume this group (ISSUER/GROUP), once for each; those of the agent's newest run without.
+    /// Assume this group (ISSUER/GROUP); may stand several times [default: the groups of the agent's newest run].
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
     /// The declared connection.

@@ -23,22 +23,22 @@ const STATEMENT_CHARACTERS: usize = 400;
 /// Whose part of the record.
 #[derive(Debug, Args)]
 struct Whose {
-    /// Of this agent.
+    /// Only of this agent.
     #[arg(long)]
     agent: Option<String>,
-    /// Of this subject (the token's `sub`).
+    /// Only of this subject (the token's `sub`).
     #[arg(long)]
     subject: Option<String>,
-    /// Of members of this group (ISSUER/GROUP).
+    /// Only of members of this group (ISSUER/GROUP).
     #[arg(long)]
     group: Option<String>,
-    /// On this declared connection.
+    /// Only on this declared connection.
     #[arg(long)]
     connection: Option<String>,
     /// From then on: a time (2026-01-31T12:00:00Z) or how long ago (15m, 2h, 7d).
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<Time>,
-    /// Up to then.
+    /// Up to then, written as for --since.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     until: Option<Time>,
     /// Read this store instead of asking the daemon: its folder while the daemon is down, or one window's file.
@@ -62,7 +62,7 @@ pub(super) struct ShowArgs {
     /// Rows of each result that are laid out: a number, or `all`.
     #[arg(long, default_value = "20", value_parser = row_limit)]
     rows: RowLimit,
-    /// Read this store instead of asking the daemon.
+    /// Read this store instead of asking the daemon: its folder while the daemon is down, or one window's file.
     #[arg(long, value_name = "PATH")]
     store: Option<PathBuf>,
     /// Exact lines of JSON.
@@ -77,16 +77,16 @@ pub(super) struct LogArgs {
     /// Go on with what comes.
     #[arg(long, short)]
     follow: bool,
-    /// Statements that touch this relation (`name` or `schema.name`).
+    /// Only statements that touch this relation (`name` or `schema.name`).
     #[arg(long)]
     table: Option<String>,
-    /// Statements that do this: an action or a class of actions, as policies name them.
+    /// Only statements that do this: an action (`update`) or a group of actions (`write`), as policies name them.
     #[arg(long)]
     action: Option<String>,
-    /// What was allowed, or refused.
+    /// Only what was allowed, or refused.
     #[arg(long, value_enum)]
     decision: Option<DecisionArg>,
-    /// Of one session.
+    /// Only of this session.
     #[arg(long)]
     session: Option<SessionId>,
 }
