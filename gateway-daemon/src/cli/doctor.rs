@@ -31,14 +31,29 @@ const RUNTIME_SOCKETS: [&str; 4] =
 /// One line of the doctor's.
 struct Finding {
     name: String,
-    verdict: Verdict,
+    verdict: Level,
     seen: String,
     mend: String,
 }
 
+/// How a finding came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Ok,
+    /// Worth knowing; nothing is open by it.
+    Note,
+    Failed,
+    CannotTell,
+}
+
 impl From<Check> for Finding {
     fn from(check: Check) -> Self {
-        Self { name: check.name.into(), verdict: check.verdict, seen: check.seen, mend: check.mend.into() }
+        let verdict = match check.verdict {
+            Verdict::Ok => Level::Ok,
+            Verdict::Failed => Level::Failed,
+            Verdict::Unknown => Level::CannotTell,
+        };
+        Self { name: check.name.into(), verdict, seen: check.seen, mend: check.mend.into() }
     }
 }
 
@@ -51,8 +66,8 @@ pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
     };
     findings.extend(probe(&pins, port).into_iter().map(Finding::from));
     findings.push(match &config {
-        Ok(config) => finding("configuration", Verdict::Ok, config.path.display().to_string(), ""),
-        Err(error) => finding("configuration", Verdict::Failed, error.to_string(), "mend the file"),
+        Ok(config) => finding("configuration", Level::Ok, config.path.display().to_string(), ""),
+        Err(error) => finding("configuration", Level::Failed, error.to_string(), "mend the file"),
     });
     if let Ok(config) = &config {
         about_config(config, &mut findings);
@@ -60,26 +75,26 @@ pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
     findings.push(modules());
     about_daemon(path, &mut findings);
     show(&findings, json)?;
-    let bad = findings.iter().any(|finding| finding.verdict != Verdict::Ok);
+    let bad = findings.iter().any(|finding| matches!(finding.verdict, Level::Failed | Level::CannotTell));
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn finding(name: &str, verdict: Verdict, seen: impl Into<String>, mend: impl Into<String>) -> Finding {
+fn finding(name: &str, verdict: Level, seen: impl Into<String>, mend: impl Into<String>) -> Finding {
     Finding { name: name.to_owned(), verdict, seen: seen.into(), mend: mend.into() }
 }
 
 fn about_config(config: &Config, findings: &mut Vec<Finding>) {
     findings.push(if config.daemon.scope == "/" {
-        finding("scope", Verdict::Ok, "the root: every process of the host", "")
+        finding("scope", Level::Ok, "the root: every process of the host", "")
     } else {
         let seen = format!("{}: sockets made outside of it are not caught", config.daemon.scope);
-        finding("scope", Verdict::Failed, seen, "leave `daemon.scope` out, unless this is a test")
+        finding("scope", Level::Failed, seen, "leave `daemon.scope` out, unless this is a test")
     });
     for connection in &config.connections {
         let name = format!("sockets of {}", connection.name);
         findings.push(match sockets_open_to_agents(config, connection) {
-            None => finding(&name, Verdict::Ok, "no agent's user can open one", ""),
-            Some(why) => finding(&name, Verdict::Failed, why, "see above; the connection is withheld meanwhile"),
+            None => finding(&name, Level::Ok, "no agent's user can open one", ""),
+            Some(why) => finding(&name, Level::Failed, why, "see above; the connection is withheld meanwhile"),
         });
     }
     let users: BTreeSet<&str> = config.agents.iter().map(|agent| agent.user.as_str()).collect();
@@ -87,7 +102,7 @@ fn about_config(config: &Config, findings: &mut Vec<Finding>) {
         let Ok(Some(user)) = nix::unistd::User::from_name(user) else {
             findings.push(finding(
                 "agent's user",
-                Verdict::Failed,
+                Level::Failed,
                 format!("`{user}` does not exist"),
                 "make it: useradd -r",
             ));
@@ -97,10 +112,10 @@ fn about_config(config: &Config, findings: &mut Vec<Finding>) {
             RUNTIME_SOCKETS.into_iter().filter(|socket| crate::daemon::may_connect(Path::new(socket), &user)).collect();
         let name = format!("runtimes and {}", user.name);
         findings.push(if open.is_empty() {
-            finding(&name, Verdict::Ok, "no container runtime's socket is open to it", "")
+            finding(&name, Level::Ok, "no container runtime's socket is open to it", "")
         } else {
             let mend = format!("take `{}` out of the groups of {}", user.name, open.join(", "));
-            finding(&name, Verdict::Failed, format!("can open {}", open.join(", ")), mend)
+            finding(&name, Level::Failed, format!("can open {}", open.join(", ")), mend)
         });
     }
 }
@@ -123,12 +138,12 @@ fn modules() -> Finding {
     }
     let open: Vec<&str> = FAMILY_MODULES.into_iter().filter(|module| !barred.contains(*module)).collect();
     if open.is_empty() {
-        return finding("socket families", Verdict::Ok, "the modules of other families are barred", "");
+        return finding("socket families", Level::Ok, "the modules of other families are barred", "");
     }
     let seen =
         format!("an unprivileged process may load {}; `weir run` filters them, other ways do not", open.join(", "));
     let lines: Vec<String> = open.iter().map(|module| format!("install {module} /bin/false")).collect();
-    finding("socket families", Verdict::Unknown, seen, format!("in /etc/modprobe.d/weir.conf: {}", lines.join("; ")))
+    finding("socket families", Level::Note, seen, format!("in /etc/modprobe.d/weir.conf: {}", lines.join("; ")))
 }
 
 fn about_daemon(path: &Path, findings: &mut Vec<Finding>) {
@@ -136,39 +151,40 @@ fn about_daemon(path: &Path, findings: &mut Vec<Finding>) {
         Ok(status) => status,
         Err(error) => {
             let mend = "start it: systemctl start weir, or `weir daemon`";
-            findings.push(finding("daemon", Verdict::Failed, format!("{error:#}"), mend));
+            findings.push(finding("daemon", Level::Failed, format!("{error:#}"), mend));
             return;
         }
     };
     let version = status.get("version").map(plain).unwrap_or_default();
-    findings.push(finding("daemon", Verdict::Ok, format!("version {version} serves"), ""));
+    findings.push(finding("daemon", Level::Ok, format!("version {version} serves"), ""));
     let recording = status.get("recording") == Some(&Value::Bool(true));
     let trouble = status.get("record_trouble").filter(|trouble| !trouble.is_null()).map(plain);
     findings.push(match (recording, trouble) {
         (false, _) => {
             let mend = "start the daemon without --unsafe-no-record";
-            finding("record", Verdict::Failed, "NOTHING IS RECORDED", mend)
+            finding("record", Level::Failed, "NOTHING IS RECORDED", mend)
         }
         (true, Some(trouble)) => {
-            finding("record", Verdict::Failed, trouble, "make room, or mend the disk: it goes on by itself")
+            finding("record", Level::Failed, trouble, "make room, or mend the disk: it goes on by itself")
         }
-        (true, None) => finding("record", Verdict::Ok, "is written", ""),
+        (true, None) => finding("record", Level::Ok, "is written", ""),
     });
     let others = status.get("programs_of_others").and_then(Value::as_array).cloned().unwrap_or_default();
     findings.push(if others.is_empty() {
-        finding("programs at the scope", Verdict::Ok, "Weir's alone", "")
+        finding("programs at the scope", Level::Ok, "Weir's alone", "")
     } else {
         let names: Vec<String> = others.iter().map(plain).collect();
         let seen = format!("others see, and may change, the same addresses: {}", names.join("; "));
-        finding("programs at the scope", Verdict::Unknown, seen, "make sure that they are wanted")
+        finding("programs at the scope", Level::Note, seen, "make sure that they are wanted")
     });
 }
 
 fn show(findings: &[Finding], json: bool) -> Result<()> {
     let word = |verdict| match verdict {
-        Verdict::Ok => "ok",
-        Verdict::Failed => "FAILED",
-        Verdict::Unknown => "CANNOT TELL",
+        Level::Ok => "ok",
+        Level::Failed => "FAILED",
+        Level::Note => "note",
+        Level::CannotTell => "CANNOT TELL",
     };
     if json {
         let rows: Vec<Value> = findings
@@ -181,7 +197,7 @@ fn show(findings: &[Finding], json: bool) -> Result<()> {
     let mut out = io::stdout().lock();
     for finding in findings {
         writeln!(out, "{:<12} {:<24} {}", word(finding.verdict), line(&finding.name, 60), line(&finding.seen, 1000))?;
-        if finding.verdict != Verdict::Ok && !finding.mend.is_empty() {
+        if finding.verdict != Level::Ok && !finding.mend.is_empty() {
             writeln!(out, "{:<12} {:<24} → {}", "", "", line(&finding.mend, 1000))?;
         }
     }

@@ -226,6 +226,9 @@ impl Checker<'_> {
                 true
             }
         };
+        if let Some(Err(error)) = raw.password.as_ref().map(crate::secret::SecretRef::check) {
+            self.fault(&place, "password", error.to_string());
+        }
         let mut targets = Vec::new();
         for target in &raw.targets {
             match target.parse() {
@@ -292,7 +295,8 @@ impl Checker<'_> {
         };
         let message_bytes = size("message_bytes", raw.message_bytes, 64 << 20, 64 << 10, 1 << 30);
         let server_message_bytes = size("server_message_bytes", raw.server_message_bytes, 1 << 30, 64 << 10, 1 << 30);
-        let statement_bytes = size("statement_bytes", raw.statement_bytes, 1 << 20, 1 << 10, 64 << 20);
+        let statement_bytes =
+            size("statement_bytes", raw.statement_bytes, 1 << 20, 1 << 10, crate::sql::MAX_TEXT_BYTES);
         let connections = size("connections", raw.connections, 2_000, 1, 100_000);
         let connections_per_agent = size("connections_per_agent", raw.connections_per_agent, 500, 1, 100_000);
         let pipeline = size("pipeline", raw.pipeline, 20_000, 16, 1_000_000);
@@ -325,6 +329,17 @@ impl Checker<'_> {
         twice("issuer", config.issuers.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
         twice("agent", config.agents.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
         twice("connection", config.connections.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
+        let mut servers = HashSet::new();
+        for connection in &config.connections {
+            if !servers.insert((connection.host.to_ascii_lowercase(), connection.port)) {
+                let place = Place::section(&format!("connection \"{}\"", connection.name.escape_debug()));
+                self.fault(
+                    &place,
+                    "host",
+                    "another connection has the same host and port; which is meant cannot be told",
+                );
+            }
+        }
         for agent in &config.agents {
             if !config.issuers.iter().any(|issuer| issuer.name == agent.issuer) {
                 let place = Place::section(&format!("agent \"{}\"", agent.name.escape_debug()));

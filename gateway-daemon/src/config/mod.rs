@@ -231,6 +231,15 @@ pub struct Limits {
     pub prepared_statements: usize,
 }
 
+impl std::fmt::Display for Allowed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "uid {uid}"),
+            Self::Cgroup(cgroup) => write!(f, "cgroup {cgroup}"),
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks `path`.
     ///

@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -85,6 +88,8 @@ struct Weir {
     targets: Vec<Arc<Target>>,
     front: Arc<Front>,
     launcher: Launcher,
+    /// Runs outlive an orderly stop: the next daemon finds them.
+    stopping: AtomicBool,
 }
 
 /// Serves until it is told to stop. `launcher` was split off before anything was opened.
@@ -117,6 +122,7 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
         refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events),
     );
     tokio::spawn(watch_sockets(weir.clone()));
+    runs::adopt(&weir);
     tokio::spawn(verbs::serve(weir.clone(), control));
     let accepting = tokio::spawn(accept(weir.clone(), listener));
     weir.record_admin(
@@ -135,6 +141,7 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
         drop(reloaded);
     }
     tracing::info!(sessions = weir.sessions.count(), "stopping");
+    weir.stopping.store(true, Ordering::Release);
     accepting.abort();
     weir.sessions.end_all("the daemon stops");
     let drained = async {
@@ -173,7 +180,11 @@ async fn accept(weir: Arc<Weir>, listener: Listener) {
 /// Withholds connections whose server's Unix sockets an agent could open, and gives them back when that is mended.
 async fn watch_sockets(weir: Arc<Weir>) {
     loop {
-        weir.judge_sockets();
+        let judged = weir.clone();
+        let done = tokio::task::spawn_blocking(move || judged.judge_sockets()).await;
+        if done.is_err() {
+            tracing::error!("the Unix sockets could not be looked at");
+        }
         tokio::time::sleep(SOCKETS).await;
     }
 }

@@ -170,6 +170,7 @@ pub(super) async fn assemble(
         targets,
         front,
         launcher,
+        stopping: AtomicBool::new(false),
     };
     weir.judge_sockets();
     weir.say_what_is_unsafe();

@@ -30,6 +30,8 @@ use crate::{
 
 /// How often a token file is looked at.
 const TOKEN_INTERVAL: Duration = Duration::from_secs(2);
+/// How often an adopted run is looked at.
+const ADOPTED: Duration = Duration::from_secs(5);
 /// Groups whose members may speak to a container runtime, and so reach everything.
 const RUNTIME_GROUPS: [&str; 6] = ["docker", "containerd", "podman", "lxd", "incus-admin", "libvirt"];
 /// Folders in which container runtimes have their sockets.
@@ -237,11 +239,51 @@ fn begin(
 
 impl Drop for Begun {
     fn drop(&mut self) {
+        if self.weir.stopping.load(std::sync::atomic::Ordering::Acquire) {
+            return;
+        }
         if let Err(error) = self.weir.registry.end(self.run.id) {
             tracing::error!(%error, "a run cannot be ended");
         }
         // First the processes, then the kernel's entry: as long as one lives, the cgroup must be an agent's.
         self.weir.kill_and_remove(self.cgroup.clone(), self.kernel_id);
+    }
+}
+
+/// Takes on the runs that an earlier daemon left: those that live are watched for a new token and for their end, those that
+/// ended are forgotten.
+pub(super) fn adopt(weir: &Arc<Weir>) {
+    for run in weir.registry.list() {
+        if let Some(agent) = weir.config.agent(&run.agent)
+            && let Some(path) = &run.token_file
+        {
+            let configured = agent.token_file.as_ref() == Some(path);
+            let named_by = if configured { NamedBy::Configuration } else { NamedBy::Starter };
+            let file = TokenFile { path: path.clone(), named_by, starter: run.starter };
+            watch_token(weir, agent, &run, file);
+        }
+        tokio::spawn(until_empty(weir.clone(), run));
+    }
+}
+
+/// Ends an adopted run when no process is left in its cgroup.
+async fn until_empty(weir: Arc<Weir>, run: Arc<Run>) {
+    let Some(kernel_id) = CgroupId::new(run.cgroup.0) else { return };
+    let cgroup = loop {
+        match weir.cgroups.path_of(kernel_id) {
+            Some(path) if weir.cgroups.is_populated(&path).unwrap_or(true) => tokio::time::sleep(ADOPTED).await,
+            gone => break gone,
+        }
+    };
+    if let Err(error) = weir.registry.end(run.id) {
+        tracing::error!(%error, "a run cannot be ended");
+    }
+    weir.record_admin(None, "run-end", format!("agent `{}`, run {}: its last process ended", run.agent, run.id));
+    if let Some(cgroup) = cgroup {
+        weir.remove_cgroup(&cgroup);
+    }
+    if let Err(error) = weir.kernel.unenrol(kernel_id) {
+        tracing::error!(%error, "the kernel keeps a run's cgroup");
     }
 }
 

@@ -124,7 +124,7 @@ const fn bits(address: IpAddr) -> u8 {
 }
 
 /// The addresses of this host's interfaces.
-fn own_addresses() -> Vec<IpAddr> {
+pub(super) fn own_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
         tracing::error!("the addresses of this host cannot be listed");
         return Vec::new();

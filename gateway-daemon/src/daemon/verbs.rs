@@ -161,7 +161,7 @@ impl Weir {
             "connections": self.targets.iter().map(|target| &*target.name).collect::<Vec<_>>(),
             "withheld": withheld,
             "allowed": self.config.allow.iter().map(|allow| {
-                json!({ "who": format!("{:?}", allow.who), "reason": allow.reason })
+                json!({ "who": allow.who.to_string(), "reason": allow.reason })
             }).collect::<Vec<_>>(),
             "protected": self.config.protect.iter().map(|protect| {
                 json!({ "address": format!("{}/{}:{}", protect.network.address, protect.network.prefix, protect.network.port),

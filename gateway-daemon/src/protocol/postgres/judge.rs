@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     identity::{Identity, Run, Standing},
-    policy::{Policies, PolicySet, Query},
-    sql::{self, Access, Class, Columns, ReadError, Reading, ReadingCache, SessionNames},
+    policy::{Decision, Policies, PolicySet, Query, Verdict},
+    sql::{self, Access, Action, Class, Columns, Object, ReadError, Reading, ReadingCache, SessionNames},
 };
 
 /// Texts above this are parsed where the runtime knows that the thread is busy.
@@ -27,6 +27,7 @@ pub struct SessionJudge {
     run: Arc<Run>,
     connection: Arc<str>,
     database: Arc<str>,
+    role: Arc<str>,
     policies: Arc<Policies>,
     cache: Arc<ReadingCache>,
     catalog: Arc<CatalogCell>,
@@ -55,6 +56,8 @@ pub struct JudgeParts {
     pub connection: Arc<str>,
     /// The database on it.
     pub database: Arc<str>,
+    /// The role that Weir uses on the server.
+    pub role: Arc<str>,
     /// The policies in force.
     pub policies: Arc<Policies>,
     /// Readings of all sessions.
@@ -72,10 +75,32 @@ pub struct JudgeParts {
 impl SessionJudge {
     /// For a session that begins.
     pub fn new(parts: JudgeParts) -> Self {
-        let JudgeParts { run, connection, database, policies, cache, catalog, names, hint, secrets } = parts;
+        let JudgeParts { run, connection, database, role, policies, cache, catalog, names, hint, secrets } = parts;
         let decided = Decided::default();
         let changes_schema = false;
-        Self { run, connection, database, policies, cache, catalog, names, hint, secrets, decided, changes_schema }
+        Self {
+            run,
+            connection,
+            database,
+            role,
+            policies,
+            cache,
+            catalog,
+            names,
+            hint,
+            secrets,
+            decided,
+            changes_schema,
+        }
+    }
+
+    /// Whether it changes the role of the upstream side, its password first of all. A role without a name is the one in
+    /// force (`CURRENT_USER`).
+    fn touches_own_role(&self, access: &Access) -> bool {
+        match (&access.object, access.action) {
+            (Object::Other { kind: "role", name }, Action::Role) => name.is_empty() || *name == self.role,
+            _ => false,
+        }
     }
 
     fn identity(&self) -> Option<Arc<Identity>> {
@@ -119,7 +144,7 @@ impl SessionJudge {
         for statement in readings.flat_map(|reading| &reading.statements) {
             accesses.extend(statement.accesses.iter().cloned());
         }
-        let decision = set.decide(&Query {
+        let mut decision = set.decide(&Query {
             identity,
             connection: &self.connection,
             database: &self.database,
@@ -127,6 +152,13 @@ impl SessionJudge {
             now: SystemTime::now(),
             accesses: &accesses,
         });
+        if accesses.iter().any(|access| self.touches_own_role(access)) {
+            decision.verdict = Verdict::Deny {
+                what: format!("`role` on {}", self.role),
+                reason: "the role that Weir itself uses can be changed by no policy".to_owned(),
+            };
+            decision.policies.clear();
+        }
         Judgement { decision, accesses: accesses.iter().map(|access| describe(access).into()).collect() }
     }
 }
@@ -164,11 +196,8 @@ impl Judge for SessionJudge {
         let set = self.policies.current();
         let Some(identity) = self.identity() else {
             // `standing` was asked before; between the two the identity ended.
-            let decision = crate::policy::Decision {
-                verdict: crate::policy::Verdict::Deny {
-                    what: "any statement".into(),
-                    reason: self.run.standing_now().to_string(),
-                },
+            let decision = Decision {
+                verdict: Verdict::Deny { what: "any statement".into(), reason: self.run.standing_now().to_string() },
                 policies: Vec::new(),
                 set: set.id(),
                 durable_first: true,
@@ -202,7 +231,7 @@ impl Judge for SessionJudge {
             // DDL in a function's or a procedure's body counts as well: they are `call`.
             self.changes_schema |= statement.accesses.iter().any(|access| match access.action.class() {
                 Class::Ddl | Class::Code | Class::Admin | Class::Unknown => true,
-                Class::Write => access.action == sql::Action::Call,
+                Class::Write => access.action == Action::Call,
                 Class::Read | Class::Session => false,
             });
         }

@@ -198,7 +198,7 @@ async fn open(
                     stream.write_all(b"S").await.map_err(broke)?;
                     TlsStart::Requested
                 };
-                let config = front.ca.server_config(&names_of(target, origin));
+                let config = front.ca.server_config(&names_of(&front.ca, target, origin));
                 let config = config.map_err(|error| NoSession::Silent(error.to_string()))?;
                 let rest = std::mem::take(&mut read).freeze();
                 let tls = accept_tls(stream, config, rest, start, front.startup_deadline).await;
@@ -272,10 +272,12 @@ const fn told(answer: ErrorAnswer) -> NoSession {
     NoSession::Told(answer)
 }
 
-/// The names that an agent may verify: the configured host, and the address that it asked for.
-fn names_of(target: &Target, origin: SocketAddr) -> Vec<ServerNameEntry> {
+/// The names that an agent may verify: the configured host, and the address that it asked for where that is declared. An
+/// address that a name led to is not: whoever connects by name verifies the name.
+fn names_of(ca: &HostCa, target: &Target, origin: SocketAddr) -> Vec<ServerNameEntry> {
     let mut names = vec![ServerNameEntry::Ip(origin.ip())];
     names.extend(target.host.parse::<ServerNameEntry>().ok());
+    names.retain(|name| ca.declares(name));
     names
 }
 
@@ -342,6 +344,7 @@ async fn session(
         run: run.clone(),
         connection: target.name.clone(),
         database: database.as_str().into(),
+        role: upstream.user.clone(),
         policies: front.policies.clone(),
         cache: front.cache.clone(),
         catalog: catalog.clone(),

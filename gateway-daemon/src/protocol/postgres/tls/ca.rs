@@ -173,6 +173,11 @@ impl HostCa {
         self.lock().view()
     }
 
+    /// Whether a certificate may be made for this name.
+    pub fn declares(&self, name: &ServerNameEntry) -> bool {
+        self.lock().names.contain(name)
+    }
+
     /// A server configuration for a target with these names: its declared host names, and the address that the
     /// agent asked for. Kept until shortly before its certificate ends.
     ///
