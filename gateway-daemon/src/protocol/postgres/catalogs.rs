@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,14 +28,19 @@ const LIMITS: upstream::RowLimits =
 pub struct CatalogCell {
     current: ArcSwapOption<Catalog>,
     state: Mutex<State>,
-    changed: AtomicBool,
+    /// Changes of the schema that were noted.
+    changes: AtomicU64,
     /// One fetch at a time; who waits for it takes its result.
     fetching: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// When the last fetch ended.
     fetched: Option<Instant>,
+    /// When the last fetch that succeeded began, and the changes that were noted by then.
+    began: Option<Instant>,
+    seen_changes: u64,
     failure: Option<Arc<str>>,
 }
 
@@ -65,12 +70,18 @@ impl CatalogCell {
 
     /// Whether it must be fetched before the next statement is read.
     pub fn is_stale(&self) -> bool {
-        self.changed.load(Ordering::Acquire) || self.age().is_none_or(|age| age > OLD)
+        let state = self.lock();
+        let Some(age) = state.fetched.map(|fetched| fetched.elapsed()) else { return true };
+        if state.failure.is_some() {
+            // Told to whoever asks meanwhile, and tried again soon.
+            return age > YOUNG;
+        }
+        age > OLD || state.seen_changes < self.changes.load(Ordering::Acquire)
     }
 
     /// Whether fetching it again may help to find a name.
     pub fn may_be_behind(&self) -> bool {
-        self.age().is_none_or(|age| age > YOUNG)
+        self.lock().fetched.is_none_or(|fetched| fetched.elapsed() > YOUNG)
     }
 
     /// Why the last fetch failed, if it did.
@@ -80,24 +91,27 @@ impl CatalogCell {
 
     /// A session may have changed the schema.
     pub fn note_change(&self) {
-        self.changed.store(true, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Fetches it, unless another fetch that began after this call did. A failure is kept, for those who ask.
     pub async fn fetch(&self, target: &Target, database: &str) {
         let asked = Instant::now();
         let _alone = self.fetching.lock().await;
-        if self.lock().fetched.is_some_and(|fetched| fetched > asked) {
+        if self.lock().began.is_some_and(|began| began > asked) {
             return;
         }
-        self.changed.store(false, Ordering::Release);
-        let began = Instant::now();
+        // Counted before the fetch begins: a change that is noted during it is not taken for seen. A fetch that is given
+        // up on the way leaves everything as it was.
+        let (seen_changes, began) = (self.changes.load(Ordering::Acquire), Instant::now());
         let result = fetch(target, database).await;
         let mut state = self.lock();
-        state.fetched = Some(began);
+        state.fetched = Some(Instant::now());
         state.failure = match result {
             Ok(catalog) => {
                 self.current.store(Some(Arc::new(catalog)));
+                state.began = Some(began);
+                state.seen_changes = seen_changes;
                 None
             }
             Err(failure) => {
@@ -105,10 +119,6 @@ impl CatalogCell {
                 Some(failure.into())
             }
         };
-    }
-
-    fn age(&self) -> Option<Duration> {
-        self.lock().fetched.map(|fetched| fetched.elapsed())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -157,13 +157,12 @@ impl<'a> Fields<'a> {
         Ok(i32::from_be_bytes(head))
     }
 
-    /// A 16-bit count, which the server reads as unsigned neither: negative is an error.
+    /// A 16-bit count. The manual calls it signed; servers read it as unsigned.
     ///
     /// # Errors
-    /// [`FieldError::Cut`], [`FieldError::Count`]
+    /// [`FieldError::Cut`]
     pub fn count16(&mut self) -> Result<usize, FieldError> {
-        let count = self.int16()?;
-        usize::try_from(count).map_err(|_| FieldError::Count { count: count.into() })
+        Ok(self.int16()?.cast_unsigned().into())
     }
 
     /// A string up to its zero byte.
@@ -219,7 +218,7 @@ mod tests {
         assert_eq!(Fields::new(b"abc").text(), Err(FieldError::Cut));
         assert_eq!(Fields::new(b"\xff\0").text(), Err(FieldError::Encoding));
         assert_eq!(Fields::new(b"\0").int16(), Err(FieldError::Cut));
-        assert_eq!(Fields::new(b"\xff\xff").count16(), Err(FieldError::Count { count: -1 }));
+        assert_eq!(Fields::new(b"\xff\xff").count16(), Ok(65_535));
         assert_eq!(Fields::new(b"x").end(), Err(FieldError::Trailing { extra: 1 }));
     }
 }

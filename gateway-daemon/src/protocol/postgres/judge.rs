@@ -37,6 +37,17 @@ pub struct SessionJudge {
     decided: Decided,
     /// A statement that may change the schema was forwarded in the transaction that is open.
     changes_schema: bool,
+    /// The catalogue was fetched for a name in the text that is asked for next.
+    asked_again: bool,
+}
+
+impl Drop for SessionJudge {
+    fn drop(&mut self) {
+        // What was forwarded may still happen when the session is over.
+        if self.changes_schema {
+            self.catalog.note_change();
+        }
+    }
 }
 
 /// Decisions made, for as long as what they were made of stands.
@@ -77,7 +88,7 @@ impl SessionJudge {
     pub fn new(parts: JudgeParts) -> Self {
         let JudgeParts { run, connection, database, role, policies, cache, catalog, names, hint, secrets } = parts;
         let decided = Decided::default();
-        let changes_schema = false;
+        let (changes_schema, asked_again) = (false, false);
         Self {
             run,
             connection,
@@ -91,6 +102,7 @@ impl SessionJudge {
             secrets,
             decided,
             changes_schema,
+            asked_again,
         }
     }
 
@@ -182,10 +194,12 @@ impl Judge for SessionJudge {
         match read {
             Ok(reading) => {
                 let unresolved = reading.statements.iter().any(|statement| statement.unresolved);
-                if unresolved && self.catalog.may_be_behind() {
-                    self.catalog.note_change();
+                // Once for a text: what is not there after a fetch is not there.
+                if unresolved && !std::mem::take(&mut self.asked_again) && self.catalog.may_be_behind() {
+                    self.asked_again = true;
                     return Err(Unread::NotYet);
                 }
+                self.asked_again = false;
                 Ok(reading)
             }
             Err(error) => Err(self.never(sql, &error)),
@@ -238,8 +252,14 @@ impl Judge for SessionJudge {
         Ok(())
     }
 
+    fn completed(&mut self) {
+        // A COMMIT among several statements shows the change to others before the transaction's end is told.
+        if self.changes_schema {
+            self.catalog.note_change();
+        }
+    }
+
     fn idle(&mut self) {
-        // Only now do others see the change, Weir's own connection among them.
         if std::mem::take(&mut self.changes_schema) {
             self.catalog.note_change();
         }

@@ -18,14 +18,12 @@ use tokio::{
 
 use super::{
     gate::Gate,
-    machine::{Fault, Judge, Machine, Stop, Taken},
+    machine::{AHEAD_BYTES, Fault, Judge, Machine, Stop, Taken},
 };
 use crate::record::StoreError;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 * 1024;
-/// Bytes that a session may run ahead of the store.
-const AHEAD_BYTES: u64 = 4 << 20;
 /// Reads and writes in a row before other sessions get their turn.
 const TURNS: usize = 32;
 /// How long a closing session may take to say why.
@@ -239,7 +237,8 @@ where
             // As a server does: what runs ends first, and its answer is still delivered.
             Read::End => {
                 self.agent.ended = true;
-                if self.machine.is_idle() {
+                // In the middle of COPY data a goodbye would be read as data: the server's connection is cut instead.
+                if self.machine.is_idle() || self.machine.is_in_copy() {
                     return Err(Ending::Agent);
                 }
                 self.machine.say_goodbye();

@@ -163,6 +163,7 @@ impl<J: Judge> Machine<J> {
                 if let Some(changes) = changes.pop_front() {
                     self.confirm(&changes);
                 }
+                self.judge.completed();
                 let completed = self.requests.tag(asked.number, tag);
                 self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
                 let needs = if completed < statements { asked.event } else { self.end_request(asked)? };
@@ -202,7 +203,8 @@ impl<J: Judge> Machine<J> {
         self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
         let needs = self.end_request(asked)?;
         self.to_agent.push(frame, needs);
-        self.agent_resumes();
+        self.agent_resumes(Some(asked));
+        self.judge.completed();
         if let Some(expect) = self.expect.pop_front() {
             self.confirm_all(&expect);
         }
@@ -250,29 +252,36 @@ impl<J: Judge> Machine<J> {
     /// CopyInResponse: from here on the agent's messages are COPY data.
     fn copy_in(&mut self, frame: &[u8]) -> Result<(), Fault> {
         match self.expect.front() {
-            Some(expect) if expect.copies().may_copy_in() && self.agent_phase == AgentPhase::AwaitingCopy => {
-                if let Some(asked) = expect.asked() {
+            Some(expect) if expect.copies().may_copy_in() => match (expect.asked(), self.agent_phase) {
+                (Some(asked), AgentPhase::AwaitingCopy(awaited)) if asked == awaited => {
                     self.agent_phase = AgentPhase::CopyIn(asked);
                     self.pass(Some(asked), frame, 0)?;
+                    Ok(())
                 }
-                Ok(())
-            }
+                _ => Err(BackendError::Unexpected { tag: b'G' }.into()),
+            },
             _ => Err(BackendError::Unexpected { tag: b'G' }.into()),
         }
     }
 
-    /// What waited for COPY, or gave its data, is over.
-    fn agent_resumes(&mut self) {
+    /// A request is over: if it was the one that waited for COPY or took its data, other messages may come again.
+    fn agent_resumes(&mut self, asked: Option<Asked>) {
         match self.agent_phase {
-            AgentPhase::AwaitingCopy | AgentPhase::CopyIn(_) => self.agent_phase = AgentPhase::Open,
-            AgentPhase::Open | AgentPhase::Skipping | AgentPhase::Closed => {}
+            AgentPhase::AwaitingCopy(awaited) | AgentPhase::CopyIn(awaited) if Some(awaited) == asked => {
+                self.agent_phase = AgentPhase::Open;
+            }
+            AgentPhase::Open
+            | AgentPhase::Skipping
+            | AgentPhase::AwaitingCopy(_)
+            | AgentPhase::CopyIn(_)
+            | AgentPhase::Closed => {}
         }
     }
 
     /// ErrorResponse: a Query ends with its ReadyForQuery; in the extended protocol all up to Sync is skipped.
     fn error(&mut self, frame: &[u8], body: &[u8]) -> Result<(), Fault> {
         let fields = backend::error_fields(body)?;
-        self.agent_resumes();
+        self.agent_resumes(self.expect.front().and_then(Expect::asked));
         match self.expect.front_mut() {
             Some(Expect::Query { asked, changes, refused, .. }) => {
                 let (asked, refused) = (*asked, refused.take());
@@ -334,16 +343,18 @@ impl<J: Judge> Machine<J> {
             if let Expect::Sync { .. } = expect {
                 break;
             }
-            if let Some(asked) = expect.asked() {
+            let asked = expect.asked();
+            if let Some(asked) = asked {
                 self.requests.fail(asked.number, "", "skipped: an earlier message of the pipeline failed");
                 self.requests.end(&mut self.log, asked.number)?;
             }
+            self.agent_resumes(asked);
             self.expect.pop_front();
         }
         if self.expect.is_empty() {
             // Sync is still to come from the agent; the server skips, so may we.
             self.agent_phase = match self.agent_phase {
-                AgentPhase::Open | AgentPhase::Skipping | AgentPhase::AwaitingCopy | AgentPhase::CopyIn(_) => {
+                AgentPhase::Open | AgentPhase::Skipping | AgentPhase::AwaitingCopy(_) | AgentPhase::CopyIn(_) => {
                     AgentPhase::Skipping
                 }
                 AgentPhase::Closed => AgentPhase::Closed,
@@ -358,13 +369,15 @@ impl<J: Judge> Machine<J> {
         match self.expect.pop_front() {
             Some(Expect::Query { asked, .. }) => {
                 self.end_request(asked)?;
+                self.agent_resumes(Some(asked));
             }
             Some(Expect::Sync { last }) => self.requests.end_up_to(&mut self.log, last)?,
             _ => return Err(BackendError::Unexpected { tag: b'Z' }.into()),
         }
-        self.agent_resumes();
         if frame.last() == Some(&b'I') {
             self.judge.idle();
+            // The server dropped them with the transaction; a cursor may have been declared to outlive it.
+            self.portals.keep(|portal| portal.is_cursor);
         }
         self.to_agent.push(frame, self.log.appended());
         Ok(())

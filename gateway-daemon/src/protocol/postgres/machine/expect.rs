@@ -46,8 +46,15 @@ pub(super) struct Prepared {
 pub(super) enum PreparedBy {
     /// By Parse: the text is the statement.
     Parse,
-    /// By PREPARE of this name, somewhere in the text.
-    Sql(Arc<str>),
+    /// By the PREPARE that is this statement of the text.
+    Sql(usize),
+}
+
+/// What a portal's text counts by.
+#[derive(Debug)]
+enum Kept {
+    Prepared { _prepared: Arc<Prepared> },
+    Own { _weight: Weight },
 }
 
 /// A portal, or a cursor: one namespace on the server.
@@ -57,6 +64,8 @@ pub(super) struct Portal {
     pub(super) reading: Arc<Reading>,
     /// The request that bound it.
     pub(super) asked: Asked,
+    /// What keeps the text counted.
+    _kept: Kept,
     /// Made by DECLARE, not by Bind.
     pub(super) is_cursor: bool,
     /// Whether an Execute used that request already; the next one is a request of its own.
@@ -65,13 +74,16 @@ pub(super) struct Portal {
 
 impl Portal {
     /// What a Bind makes.
-    pub(super) const fn bound(sql: Arc<str>, reading: Arc<Reading>, asked: Asked) -> Self {
-        Self { sql, reading, asked, is_cursor: false, used: AtomicBool::new(false) }
+    pub(super) fn bound(prepared: Arc<Prepared>, reading: Arc<Reading>, asked: Asked) -> Self {
+        let sql = prepared.sql.clone();
+        let _kept = Kept::Prepared { _prepared: prepared };
+        Self { sql, reading, asked, _kept, is_cursor: false, used: AtomicBool::new(false) }
     }
 
     /// What a DECLARE makes.
-    pub(super) const fn cursor(sql: Arc<str>, reading: Arc<Reading>, asked: Asked) -> Self {
-        Self { sql, reading, asked, is_cursor: true, used: AtomicBool::new(true) }
+    pub(super) fn cursor(sql: Arc<str>, reading: Arc<Reading>, asked: Asked, weight: Weight) -> Self {
+        let _kept = Kept::Own { _weight: weight };
+        Self { sql, reading, asked, _kept, is_cursor: true, used: AtomicBool::new(true) }
     }
 
     /// Whether this is the first use.

@@ -64,6 +64,9 @@ pub trait Judge {
     /// A limit that the session has reached.
     fn forwarding(&mut self, reading: &Reading) -> Result<(), String>;
 
+    /// A statement completed; its transaction may be open still.
+    fn completed(&mut self);
+
     /// No transaction is open any longer: what was forwarded has happened or not.
     fn idle(&mut self);
 
@@ -126,6 +129,8 @@ const KEPT_TEXT_BYTES: usize = 64 << 20;
 const WHOLE_MESSAGE_BYTES: usize = 16 << 20;
 /// A gate that holds more stops the reading of the other side.
 const GATE_BYTES: usize = 256 * 1024;
+/// Bytes that a session may run ahead of the store.
+pub const AHEAD_BYTES: u64 = 4 << 20;
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -193,11 +198,20 @@ pub struct Machine<J> {
     /// Text held by `statements` and `portals`.
     kept_text: Arc<AtomicUsize>,
     agent_phase: AgentPhase,
-    /// A message that streams through: what is left of its body.
-    agent_body: usize,
+    /// COPY data that streams through.
+    agent_body: Option<CopyBody>,
     server_body: usize,
     /// A name that no prepared statement has: describing it is the stand-in of a refused message.
     no_such_name: String,
+}
+
+/// What is left of a CopyData message's body. Where it goes was decided with its header: the server reads header and body
+/// as one, whatever happens in between.
+#[derive(Debug, Clone, Copy)]
+struct CopyBody {
+    left: usize,
+    /// The request that it belongs to; `None` for what the server would ignore.
+    to: Option<requests::Asked>,
 }
 
 /// What the agent's next message may be.
@@ -207,8 +221,8 @@ enum AgentPhase {
     Open,
     /// A message was refused: all up to Sync is skipped, as the server would.
     Skipping,
-    /// A statement that may ask for COPY data was forwarded: the server decides first how the next message is read.
-    AwaitingCopy,
+    /// This request may ask for COPY data: the server decides first how the next message is read.
+    AwaitingCopy(requests::Asked),
     /// The server asked for COPY data for this request.
     CopyIn(requests::Asked),
     /// Terminate came.
@@ -230,7 +244,7 @@ impl<J: Judge> Machine<J> {
             portals: Names::default(),
             kept_text: Arc::default(),
             agent_phase: AgentPhase::Open,
-            agent_body: 0,
+            agent_body: None,
             server_body: 0,
             no_such_name: format!("weir refused this {nonce}"),
         }
@@ -258,7 +272,17 @@ impl<J: Judge> Machine<J> {
 
     /// Whether more of the agent's bytes should be read now.
     pub fn wants_agent(&self) -> bool {
-        self.agent_phase != AgentPhase::Closed && self.to_server.held() < GATE_BYTES
+        self.agent_phase != AgentPhase::Closed && !self.is_full()
+    }
+
+    /// Whether the agent is in the middle of COPY data: nothing but more of it can be said to the server.
+    pub const fn is_in_copy(&self) -> bool {
+        self.agent_body.is_some() || matches!(self.agent_phase, AgentPhase::CopyIn(_))
+    }
+
+    /// Whether the agent is ahead of the server or of the record.
+    fn is_full(&self) -> bool {
+        self.to_server.held() >= GATE_BYTES || self.log.bytes_ahead() > AHEAD_BYTES
     }
 
     /// Whether more of the server's bytes should be read now.
@@ -296,20 +320,21 @@ impl<J: Judge> Machine<J> {
             if self.agent_phase == AgentPhase::Closed {
                 return Ok(Taken { bytes: input.len(), stop: Stop::Closed });
             }
-            if self.agent_body > 0 {
-                let part = rest.get(..self.agent_body.min(rest.len())).unwrap_or_default();
-                self.copy_part(part)?;
+            if self.is_full() || self.expect.len() >= self.limits.pipeline {
+                return Ok(Taken { bytes: used, stop: Stop::Busy });
+            }
+            if let Some(body) = self.agent_body.take() {
+                let part = rest.get(..body.left.min(rest.len())).unwrap_or_default();
+                self.copy_part(body.to, part)?;
                 used += part.len();
-                self.agent_body -= part.len();
-                if self.agent_body > 0 {
+                let left = body.left - part.len();
+                if left > 0 {
+                    self.agent_body = Some(CopyBody { left, ..body });
                     return Ok(Taken { bytes: used, stop: Stop::More });
                 }
                 continue;
             }
-            if self.agent_phase == AgentPhase::AwaitingCopy
-                || self.expect.len() >= self.limits.pipeline
-                || self.to_server.held() >= GATE_BYTES
-            {
+            if let AgentPhase::AwaitingCopy(_) = self.agent_phase {
                 return Ok(Taken { bytes: used, stop: Stop::Busy });
             }
             let limit = MessageLimit { bytes: self.limits.message_bytes, name: "limits.message_bytes" };
@@ -319,16 +344,21 @@ impl<J: Judge> Machine<J> {
             if header.tag == b'd' {
                 // COPY data streams: its header now, its body as it comes.
                 let head = rest.get(..super::frame::HEADER).unwrap_or_default();
-                self.copy_part(head)?;
+                let to = match self.agent_phase {
+                    AgentPhase::CopyIn(asked) => Some(asked),
+                    // Left over from a COPY that failed: the server ignores it.
+                    AgentPhase::Open | AgentPhase::Skipping | AgentPhase::AwaitingCopy(_) | AgentPhase::Closed => None,
+                };
+                self.copy_part(to, head)?;
                 used += head.len();
-                self.agent_body = header.body;
+                self.agent_body = Some(CopyBody { left: header.body, to });
                 continue;
             }
             let Some(frame) = rest.get(..header.frame()) else {
                 return Ok(Taken { bytes: used, stop: Stop::More });
             };
-            if !self.message(header.tag, frame)? {
-                return Ok(Taken { bytes: used, stop: Stop::Catalog });
+            if let Some(stop) = self.message(header.tag, frame)? {
+                return Ok(Taken { bytes: used, stop });
             }
             used += frame.len();
         }
@@ -378,12 +408,18 @@ impl<J: Judge> Machine<J> {
 
     /// Forgets the names of what the server skips after an error, and keeps those behind the next Sync.
     fn restart_names(&mut self) {
-        let statements: Vec<_> =
-            self.expect.iter().flat_map(Expect::changes).filter_map(|changes| changes.statement.clone()).collect();
-        let portals: Vec<_> =
-            self.expect.iter().flat_map(Expect::changes).filter_map(|changes| changes.portal.clone()).collect();
-        self.statements.restart(statements);
-        self.portals.restart(portals);
+        self.statements.restart();
+        self.portals.restart();
+        for expect in &self.expect {
+            for changes in expect.changes() {
+                changes.statement.iter().cloned().for_each(|change| self.statements.expect(change));
+                changes.portal.iter().cloned().for_each(|change| self.portals.expect(change));
+            }
+            if let Expect::Sync { .. } | Expect::Query { .. } = expect {
+                self.statements.fence();
+                self.portals.fence();
+            }
+        }
     }
 
     fn confirm(&mut self, changes: &expect::Changes) {
@@ -402,6 +438,12 @@ impl<J: Judge> Machine<J> {
         if let Some(change) = &changes.portal {
             self.portals.expect(change.clone());
         }
+    }
+
+    /// What comes now runs whether what came before succeeds or not.
+    const fn fence_names(&mut self) {
+        self.statements.fence();
+        self.portals.fence();
     }
 
     fn keep_text(&self, bytes: usize) -> expect::Weight {

@@ -13,11 +13,14 @@ use std::{
 #[derive(Debug)]
 pub(super) struct Names<T> {
     confirmed: HashMap<Arc<str>, T>,
-    /// In the order of the messages; `index` has the same by name.
+    /// In the order of the messages; `index` has the same by name, with the number of each.
     pending: VecDeque<Change<T>>,
-    index: HashMap<Arc<str>, VecDeque<Option<T>>>,
-    /// Pending changes that forget all names, newest last: what is older than one of them does not count.
-    wiped: usize,
+    index: HashMap<Arc<str>, VecDeque<(u64, Option<T>)>>,
+    /// Numbers of the pending changes that forget all names.
+    wipes: VecDeque<u64>,
+    next: u64,
+    /// Changes below this number lie before a Sync or behind a Query: what comes after them runs even if they fail.
+    fence: u64,
 }
 
 /// What one message does to the names of one kind.
@@ -31,35 +34,48 @@ pub(super) enum Change<T> {
     ForgetAll,
 }
 
+/// What a name means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Meaning<T> {
+    /// This.
+    Known(T),
+    /// Nothing.
+    Nothing,
+    /// It depends on whether an earlier message succeeds, which the server has yet to say.
+    Unsettled,
+}
+
 impl<T> Default for Names<T> {
     fn default() -> Self {
-        Self { confirmed: HashMap::new(), pending: VecDeque::new(), index: HashMap::new(), wiped: 0 }
+        Self {
+            confirmed: HashMap::new(),
+            pending: VecDeque::new(),
+            index: HashMap::new(),
+            wipes: VecDeque::new(),
+            next: 0,
+            fence: 0,
+        }
     }
 }
 
 impl<T: Clone> Names<T> {
-    /// What the name will mean when the server comes to a message sent now, as far as no error comes before it.
-    pub(super) fn get(&self, name: &str) -> Option<T> {
-        if self.wiped > 0 {
-            return self.get_behind_wipe(name);
+    /// What the name will mean when the server comes to a message sent now.
+    pub(super) fn get(&self, name: &str) -> Meaning<T> {
+        let newest = self.index.get(name).and_then(VecDeque::back);
+        let wiped = self.wipes.back();
+        match (newest, wiped) {
+            (None, None) => match self.confirmed.get(name) {
+                Some(value) => Meaning::Known(value.clone()),
+                None => Meaning::Nothing,
+            },
+            (Some((number, value)), wiped) if wiped.is_none_or(|wiped| wiped < number) => match value {
+                _ if *number < self.fence => Meaning::Unsettled,
+                Some(value) => Meaning::Known(value.clone()),
+                None => Meaning::Nothing,
+            },
+            (_, Some(wiped)) if *wiped < self.fence => Meaning::Unsettled,
+            (_, _) => Meaning::Nothing,
         }
-        match self.index.get(name).and_then(VecDeque::back) {
-            Some(change) => change.clone(),
-            None => self.confirmed.get(name).cloned(),
-        }
-    }
-
-    /// The slow way, for the rare case that a DISCARD or DEALLOCATE ALL is on its way.
-    fn get_behind_wipe(&self, name: &str) -> Option<T> {
-        for change in self.pending.iter().rev() {
-            match change {
-                Change::Define(defined, value) if &**defined == name => return Some(value.clone()),
-                Change::Forget(forgotten) if &**forgotten == name => return None,
-                Change::ForgetAll => return None,
-                Change::Define(..) | Change::Forget(_) => {}
-            }
-        }
-        self.confirmed.get(name).cloned()
     }
 
     /// Names known or on their way: what the limit counts.
@@ -69,14 +85,21 @@ impl<T: Clone> Names<T> {
 
     /// A message with this change was forwarded.
     pub(super) fn expect(&mut self, change: Change<T>) {
+        let number = self.next;
+        self.next += 1;
         match &change {
             Change::Define(name, value) => {
-                self.index.entry(name.clone()).or_default().push_back(Some(value.clone()));
+                self.index.entry(name.clone()).or_default().push_back((number, Some(value.clone())));
             }
-            Change::Forget(name) => self.index.entry(name.clone()).or_default().push_back(None),
-            Change::ForgetAll => self.wiped += 1,
+            Change::Forget(name) => self.index.entry(name.clone()).or_default().push_back((number, None)),
+            Change::ForgetAll => self.wipes.push_back(number),
         }
         self.pending.push_back(change);
+    }
+
+    /// A Sync or a Query was forwarded: what comes now runs whether what came before succeeds or not.
+    pub(super) const fn fence(&mut self) {
+        self.fence = self.next;
     }
 
     /// The server confirmed the oldest change that is on its way.
@@ -92,10 +115,15 @@ impl<T: Clone> Names<T> {
                 self.confirmed.remove(&name);
             }
             Change::ForgetAll => {
-                self.wiped -= 1;
+                self.wipes.pop_front();
                 self.confirmed.clear();
             }
         }
+    }
+
+    /// Forgets confirmed names that the server has dropped by itself.
+    pub(super) fn keep(&mut self, keep: impl Fn(&T) -> bool) {
+        self.confirmed.retain(|_, value| keep(value));
     }
 
     fn unindex(&mut self, name: &str) {
@@ -107,20 +135,18 @@ impl<T: Clone> Names<T> {
         }
     }
 
-    /// An error: nothing that is on its way will happen, but for `rest`, which the server has yet to come to.
-    pub(super) fn restart(&mut self, rest: impl IntoIterator<Item = Change<T>>) {
+    /// An error: nothing that is on its way will happen. What the server has yet to come to is to be expected anew.
+    pub(super) fn restart(&mut self) {
         self.pending.clear();
         self.index.clear();
-        self.wiped = 0;
-        for change in rest {
-            self.expect(change);
-        }
+        self.wipes.clear();
+        self.fence = self.next;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Meaning::*, *};
 
     fn define(name: &str, value: u32) -> Change<u32> {
         Change::Define(name.into(), value)
@@ -131,11 +157,11 @@ mod tests {
         let mut names = Names::default();
         names.expect(define("a", 1));
         names.expect(define("a", 2));
-        assert_eq!(names.get("a"), Some(2));
+        assert_eq!(names.get("a"), Known(2));
         names.confirm();
-        assert_eq!(names.get("a"), Some(2));
-        names.restart([]);
-        assert_eq!(names.get("a"), Some(1), "the confirmed one stands when the second fails");
+        assert_eq!(names.get("a"), Known(2));
+        names.restart();
+        assert_eq!(names.get("a"), Known(1), "the confirmed one stands when the second fails");
     }
 
     #[test]
@@ -143,10 +169,11 @@ mod tests {
         let mut names = Names::default();
         names.expect(define("a", 1));
         names.expect(define("b", 2));
-        names.restart([define("b", 2)]);
-        assert_eq!((names.get("a"), names.get("b")), (None, Some(2)));
+        names.restart();
+        names.expect(define("b", 2));
+        assert_eq!((names.get("a"), names.get("b")), (Nothing, Known(2)));
         names.confirm();
-        assert_eq!(names.get("b"), Some(2));
+        assert_eq!(names.get("b"), Known(2));
     }
 
     #[test]
@@ -157,9 +184,28 @@ mod tests {
         names.expect(define("b", 2));
         names.expect(Change::ForgetAll);
         names.expect(define("c", 3));
-        assert_eq!((names.get("a"), names.get("b"), names.get("c")), (None, None, Some(3)));
-        names.restart([]);
-        assert_eq!((names.get("a"), names.get("b"), names.get("c")), (Some(1), None, None));
+        assert_eq!((names.get("a"), names.get("b"), names.get("c")), (Nothing, Nothing, Known(3)));
+        names.restart();
+        assert_eq!((names.get("a"), names.get("b"), names.get("c")), (Known(1), Nothing, Nothing));
+    }
+
+    #[test]
+    fn behind_a_sync_a_name_is_unsettled_until_the_server_has_said() {
+        let mut names = Names::default();
+        names.expect(define("a", 1));
+        names.confirm();
+        names.expect(define("a", 2));
+        names.fence();
+        assert_eq!(names.get("a"), Unsettled, "1 if the definition fails, 2 if not");
+        names.expect(define("a", 3));
+        assert_eq!(names.get("a"), Known(3), "or the message that names it is skipped");
+        names.confirm();
+        names.confirm();
+        names.fence();
+        assert_eq!(names.get("a"), Known(3));
+        names.expect(Change::ForgetAll);
+        names.fence();
+        assert_eq!((names.get("a"), names.get("b")), (Unsettled, Unsettled));
     }
 
     proptest::proptest! {
@@ -188,7 +234,8 @@ mod tests {
                     2 => {}
                     _ => {
                         let rest = pending.split_off(pending.len() / 2);
-                        names.restart(rest.clone());
+                        names.restart();
+                        rest.iter().cloned().for_each(|change| names.expect(change));
                         pending = rest;
                     }
                 }
@@ -201,7 +248,8 @@ mod tests {
                     }
                 }
                 for name in ["0", "1", "2"] {
-                    proptest::prop_assert_eq!(names.get(name), replay.get(name).copied());
+                    let meant = replay.get(name).map_or(Nothing, |value| Known(*value));
+                    proptest::prop_assert_eq!(names.get(name), meant);
                 }
             }
         }

@@ -107,6 +107,11 @@ impl Requests {
         self.last
     }
 
+    /// Whether a request has not ended.
+    pub(super) fn is_live(&mut self, number: u64) -> bool {
+        self.find(number).is_some_and(|live| !live.ended)
+    }
+
     /// A part of the answer to a request goes to the agent: gives the event that has it, 0 when it is not kept.
     pub(super) fn answer(
         &mut self,

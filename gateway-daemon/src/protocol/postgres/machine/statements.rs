@@ -5,9 +5,9 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::BytesMut;
 
 use super::{
-    AgentPhase, Fault, Judge, Judgement, KEPT_TEXT_BYTES, Machine, Unread,
+    AgentPhase, Fault, Judge, Judgement, KEPT_TEXT_BYTES, Machine, Stop, Unread,
     expect::{Changes, Copies, Expect, Portal, Prepared, PreparedBy},
-    names::Change,
+    names::{Change, Meaning},
     requests::{Ask, Asked},
 };
 use crate::{
@@ -29,8 +29,16 @@ const REFUSED_QUERY: &str = "!weir refused this statement";
 enum Turn {
     Forward(Clearance, Asked, Changes),
     Refuse(ErrorAnswer, Asked),
-    /// The catalogue must be fetched first.
-    NotYet,
+    /// To be asked again after this.
+    Later(Stop),
+}
+
+/// A text, judged together with what it executes or fetches from by name.
+struct Judged {
+    judgement: Arc<Judgement>,
+    named: Vec<Arc<Reading>>,
+    /// Why it is refused whatever the policies say.
+    impossible: Option<ErrorAnswer>,
 }
 
 /// What became of a text.
@@ -43,12 +51,12 @@ enum Text {
 }
 
 impl<J: Judge> Machine<J> {
-    /// Handles one whole message; `false` when it must be given again after the catalogue was fetched.
-    pub(super) fn message(&mut self, tag: u8, frame: &[u8]) -> Result<bool, Fault> {
+    /// Handles one whole message; or says what must happen before it can be given again.
+    pub(super) fn message(&mut self, tag: u8, frame: &[u8]) -> Result<Option<Stop>, Fault> {
         let body = frame.get(HEADER..).unwrap_or_default();
         let message = frontend::decode(tag, body)?;
         match self.agent_phase {
-            AgentPhase::CopyIn(asked) => return self.in_copy(tag, message, frame, asked).map(|()| true),
+            AgentPhase::CopyIn(asked) => return self.in_copy(tag, message, frame, asked).map(|()| None),
             // As the server: all up to Sync is read and dropped.
             AgentPhase::Skipping => match message {
                 Message::Sync | Message::Terminate => {}
@@ -60,21 +68,22 @@ impl<J: Judge> Machine<J> {
                 | Message::Close { .. }
                 | Message::Flush
                 | Message::CopyDone
-                | Message::CopyFail => return Ok(true),
+                | Message::CopyFail => return Ok(None),
             },
-            AgentPhase::Open | AgentPhase::AwaitingCopy | AgentPhase::Closed => {}
+            AgentPhase::Open | AgentPhase::AwaitingCopy(_) | AgentPhase::Closed => {}
         }
         match message {
             Message::Query { sql } => return self.query(sql, frame),
             Message::Parse { name, sql, types } => return self.parse(name, sql, types, frame),
             Message::Bind(bind) => return self.bind(&bind, frame),
-            Message::Describe { target } => self.describe(target, frame),
+            Message::Describe { target } => return Ok(self.describe(target, frame)),
             Message::Execute { portal } => return self.execute(portal, frame),
             Message::Close { target } => self.close(target, frame),
             Message::Sync => {
                 self.agent_phase = AgentPhase::Open;
                 self.to_server.push(frame, 0);
                 self.expect.push_back(Expect::Sync { last: self.requests.count() });
+                self.fence_names();
             }
             Message::Flush => self.to_server.push(frame, 0),
             // Left over from a COPY that failed: the server ignores them, so it need not see them.
@@ -84,35 +93,42 @@ impl<J: Judge> Machine<J> {
                 self.agent_phase = AgentPhase::Closed;
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
-    fn query(&mut self, sql: &str, frame: &[u8]) -> Result<bool, Fault> {
+    fn query(&mut self, sql: &str, frame: &[u8]) -> Result<Option<Stop>, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
         let reading = match self.read(RequestKind::Simple, sql)? {
             Text::Read(reading) => reading,
-            Text::NotYet => return Ok(false),
+            Text::NotYet => return Ok(Some(Stop::Catalog)),
             Text::Refused(answer, asked) => {
                 self.refuse_query(asked, answer);
-                return Ok(true);
+                return Ok(None);
             }
         };
-        let Some((judgement, missing)) = self.judge_named(&reading) else { return Ok(false) };
-        let ask = self.ask_for(RequestKind::Simple, sql, &reading, &judgement);
-        let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
-        let clearance = match self.clear(&judgement, missing) {
+        let judged = match self.judge_named(&reading) {
+            Ok(judged) => judged,
+            Err(stop) => return Ok(Some(stop)),
+        };
+        let ask = self.ask_for(RequestKind::Simple, sql, &reading, &judged.judgement);
+        let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
+        let clearance = match self.clear(&judged) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.refuse_query(asked, answer);
-                return Ok(true);
+                return Ok(None);
             }
         };
         let text: Arc<str> = sql.into();
-        let changes: VecDeque<Changes> =
-            reading.statements.iter().map(|statement| self.changes_of(statement, &text, asked)).collect();
-        if let Some(answer) = self.over_limit(&reading, &changes) {
+        let changes: VecDeque<Changes> = reading
+            .statements
+            .iter()
+            .enumerate()
+            .map(|(at, statement)| self.changes_of(at, statement, &text, asked))
+            .collect();
+        if let Some(answer) = self.over_limit(&reading, &judged.named, &changes) {
             self.refuse_query(asked, answer);
-            return Ok(true);
+            return Ok(None);
         }
         for changes in &changes {
             self.note_changes(changes);
@@ -121,8 +137,9 @@ impl<J: Judge> Machine<J> {
         self.to_server.forward(frame, clearance, asked.event);
         let statements = reading.statements.len();
         self.expect.push_back(Expect::Query { asked, changes, statements, copies, refused: None });
-        self.await_copy(copies);
-        Ok(true)
+        self.fence_names();
+        self.await_copy(copies, asked);
+        Ok(None)
     }
 
     fn refuse_query(&mut self, asked: Asked, answer: ErrorAnswer) {
@@ -132,12 +149,13 @@ impl<J: Judge> Machine<J> {
         let refused = Some(Box::new(answer));
         let changes = VecDeque::new();
         self.expect.push_back(Expect::Query { asked, changes, statements: 0, copies: Copies::No, refused });
+        self.fence_names();
     }
 
-    fn parse(&mut self, name: &str, sql: &str, types: &[u8], frame: &[u8]) -> Result<bool, Fault> {
+    fn parse(&mut self, name: &str, sql: &str, types: &[u8], frame: &[u8]) -> Result<Option<Stop>, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
         match self.turn_of_parse(name, sql, types)? {
-            Turn::NotYet => return Ok(false),
+            Turn::Later(stop) => return Ok(Some(stop)),
             Turn::Refuse(answer, asked) => self.stand_in(Some(asked), answer),
             Turn::Forward(clearance, asked, changes) => {
                 self.note_changes(&changes);
@@ -145,21 +163,24 @@ impl<J: Judge> Machine<J> {
                 self.expect.push_back(Expect::Parse { asked, changes });
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     fn turn_of_parse(&mut self, name: &str, sql: &str, types: &[u8]) -> Result<Turn, Fault> {
         let reading = match self.read(RequestKind::Prepare, sql)? {
             Text::Read(reading) => reading,
-            Text::NotYet => return Ok(Turn::NotYet),
+            Text::NotYet => return Ok(Turn::Later(Stop::Catalog)),
             Text::Refused(answer, asked) => return Ok(Turn::Refuse(answer, asked)),
         };
         let types: Vec<u32> = types.as_chunks::<4>().0.iter().map(|oid| u32::from_be_bytes(*oid)).collect();
-        let Some((judgement, missing)) = self.judge_named(&reading) else { return Ok(Turn::NotYet) };
-        let mut ask = self.ask_for(RequestKind::Prepare, sql, &reading, &judgement);
+        let judged = match self.judge_named(&reading) {
+            Ok(judged) => judged,
+            Err(stop) => return Ok(Turn::Later(stop)),
+        };
+        let mut ask = self.ask_for(RequestKind::Prepare, sql, &reading, &judged.judgement);
         ask.types.clone_from(&types);
-        let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
-        let clearance = match self.clear(&judgement, missing) {
+        let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
+        let clearance = match self.clear(&judged) {
             Ok(clearance) => clearance,
             Err(answer) => return Ok(Turn::Refuse(answer, asked)),
         };
@@ -167,95 +188,110 @@ impl<J: Judge> Machine<J> {
         let prepared = Prepared { sql: sql.into(), by: PreparedBy::Parse, asked, types, _weight: weight };
         let statement = Some(Change::Define(name.into(), Arc::new(prepared)));
         let changes = Changes { statement, portal: None };
-        match self.over_limit(&reading, [&changes]) {
+        match self.over_limit(&reading, &judged.named, [&changes]) {
             Some(answer) => Ok(Turn::Refuse(answer, asked)),
             None => Ok(Turn::Forward(clearance, asked, changes)),
         }
     }
 
-    fn bind(&mut self, bind: &Bind<'_>, frame: &[u8]) -> Result<bool, Fault> {
+    fn bind(&mut self, bind: &Bind<'_>, frame: &[u8]) -> Result<Option<Stop>, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
-        let Some(prepared) = self.statements.get(bind.statement) else {
-            self.stand_in(None, no_statement(bind.statement));
-            return Ok(true);
+        let prepared = match self.statements.get(bind.statement) {
+            Meaning::Known(prepared) => prepared,
+            Meaning::Unsettled => return Ok(Some(Stop::Busy)),
+            Meaning::Nothing => {
+                self.stand_in(None, no_statement(bind.statement));
+                return Ok(None);
+            }
         };
         let reading = match self.reread(&prepared) {
             Ok(reading) => reading,
-            Err(Unread::NotYet) => return Ok(false),
+            Err(Unread::NotYet) => return Ok(Some(Stop::Catalog)),
             Err(Unread::Never { answer, .. }) => {
                 self.stand_in(None, *answer);
-                return Ok(true);
+                return Ok(None);
             }
         };
-        let Some((judgement, missing)) = self.judge_named(&reading) else { return Ok(false) };
-        let mut ask = self.ask_for(RequestKind::Execute, &prepared.sql, &reading, &judgement);
+        let judged = match self.judge_named(&reading) {
+            Ok(judged) => judged,
+            Err(stop) => return Ok(Some(stop)),
+        };
+        let mut ask = self.ask_for(RequestKind::Execute, &prepared.sql, &reading, &judged.judgement);
         ask.parameters = bind.parameters().map(|value| value.map(<[u8]>::to_vec)).collect();
         ask.formats = bind.formats().collect();
         ask.types.clone_from(&prepared.types);
-        let asked = self.requests.ask(&mut self.log, ask, &judgement.decision)?;
-        let clearance = match self.clear(&judgement, missing) {
+        let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
+        let clearance = match self.clear(&judged) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);
-                return Ok(true);
+                return Ok(None);
             }
         };
-        let portal = Portal::bound(prepared.sql.clone(), reading.clone(), asked);
+        let portal = Portal::bound(prepared, reading.clone(), asked);
         let portal = Some(Change::Define(bind.portal.into(), Arc::new(portal)));
         let changes = Changes { statement: None, portal };
-        if let Some(answer) = self.over_limit(&reading, [&changes]) {
+        if let Some(answer) = self.over_limit(&reading, &judged.named, [&changes]) {
             self.stand_in(Some(asked), answer);
-            return Ok(true);
+            return Ok(None);
         }
         self.note_changes(&changes);
         self.to_server.forward(frame, clearance, asked.event);
         self.expect.push_back(Expect::Bind { asked, changes });
-        Ok(true)
+        Ok(None)
     }
 
-    fn execute(&mut self, name: &str, frame: &[u8]) -> Result<bool, Fault> {
+    fn execute(&mut self, name: &str, frame: &[u8]) -> Result<Option<Stop>, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
-        let Some(portal) = self.portals.get(name) else {
-            self.stand_in(None, no_portal(name));
-            return Ok(true);
+        let portal = match self.portals.get(name) {
+            Meaning::Known(portal) => portal,
+            Meaning::Unsettled => return Ok(Some(Stop::Busy)),
+            Meaning::Nothing => {
+                self.stand_in(None, no_portal(name));
+                return Ok(None);
+            }
         };
-        let Some((judgement, missing)) = self.judge_named(&portal.reading) else { return Ok(false) };
-        let asked = if portal.first_use() {
+        let judged = match self.judge_named(&portal.reading) {
+            Ok(judged) => judged,
+            Err(stop) => return Ok(Some(stop)),
+        };
+        // The Bind's request is this one's as well, as long as no Sync came between the two.
+        let asked = if portal.first_use() && self.requests.is_live(portal.asked.number) {
             portal.asked
         } else {
-            let ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judgement);
-            self.requests.ask(&mut self.log, ask, &judgement.decision)?
+            let ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judged.judgement);
+            self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?
         };
-        let clearance = match self.clear(&judgement, missing) {
+        let clearance = match self.clear(&judged) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);
-                return Ok(true);
+                return Ok(None);
             }
         };
         // A text of the extended protocol has one statement; the server refuses more. Executing a cursor fetches from
         // it, and does not declare it again.
         let changes = match portal.reading.statements.first() {
-            Some(statement) if !portal.is_cursor => self.changes_of(statement, &portal.sql, asked),
+            Some(statement) if !portal.is_cursor => self.changes_of(0, statement, &portal.sql, asked),
             Some(_) | None => Changes::default(),
         };
-        if let Some(answer) = self.over_limit(&portal.reading, [&changes]) {
+        if let Some(answer) = self.over_limit(&portal.reading, &judged.named, [&changes]) {
             self.stand_in(Some(asked), answer);
-            return Ok(true);
+            return Ok(None);
         }
         self.note_changes(&changes);
         let copies = copies_of(&portal.reading);
         self.to_server.forward(frame, clearance, asked.event);
         self.expect.push_back(Expect::Execute { asked, changes, copies });
-        self.await_copy(copies);
-        Ok(true)
+        self.await_copy(copies, asked);
+        Ok(None)
     }
 
     /// The clearance, or what the agent is told instead.
-    fn clear(&self, judgement: &Judgement, missing: Option<ErrorAnswer>) -> Result<Clearance, ErrorAnswer> {
-        match (judgement.decision.clear(), missing) {
+    fn clear(&self, judged: &Judged) -> Result<Clearance, ErrorAnswer> {
+        match (judged.judgement.decision.clear(), &judged.impossible) {
             (Err(refusal), _) => Err(self.refusal(&refusal)),
-            (Ok(_), Some(answer)) => Err(answer),
+            (Ok(_), Some(answer)) => Err(answer.clone()),
             (Ok(clearance), None) => Ok(clearance),
         }
     }
@@ -263,27 +299,31 @@ impl<J: Judge> Machine<J> {
     /// What a prepared statement means now.
     fn reread(&mut self, prepared: &Prepared) -> Result<Arc<Reading>, Unread> {
         let reading = self.judge.read(&prepared.sql)?;
-        let PreparedBy::Sql(wanted) = &prepared.by else { return Ok(reading) };
-        let nested = reading.statements.iter().find_map(|statement| match &statement.kind {
-            StatementKind::Prepare { name, statement } if name == wanted => Some(StatementReading::clone(statement)),
-            _ => None,
-        });
-        match nested {
-            Some(statement) => Ok(Arc::new(Reading::from(statement))),
+        let PreparedBy::Sql(at) = prepared.by else { return Ok(reading) };
+        match reading.statements.get(at).map(|statement| &statement.kind) {
+            Some(StatementKind::Prepare { statement, .. }) => {
+                Ok(Arc::new(Reading::from(StatementReading::clone(statement))))
+            }
             // The same text has the same statements, whatever names mean.
-            None => {
+            Some(_) | None => {
                 let kept = format!("/* not read: {} bytes */", prepared.sql.len());
-                Err(Unread::Never { answer: Box::new(no_statement(wanted)), kept })
+                Err(Unread::Never { answer: Box::new(no_statement("")), kept })
             }
         }
     }
 
-    fn describe(&mut self, target: Target<'_>, frame: &[u8]) {
+    fn describe(&mut self, target: Target<'_>, frame: &[u8]) -> Option<Stop> {
         let asked = match target {
-            Target::Statement(name) => {
-                self.statements.get(name).map(|prepared| prepared.asked).ok_or_else(|| no_statement(name))
-            }
-            Target::Portal(name) => self.portals.get(name).map(|portal| portal.asked).ok_or_else(|| no_portal(name)),
+            Target::Statement(name) => match self.statements.get(name) {
+                Meaning::Known(prepared) => Ok(prepared.asked),
+                Meaning::Unsettled => return Some(Stop::Busy),
+                Meaning::Nothing => Err(no_statement(name)),
+            },
+            Target::Portal(name) => match self.portals.get(name) {
+                Meaning::Known(portal) => Ok(portal.asked),
+                Meaning::Unsettled => return Some(Stop::Busy),
+                Meaning::Nothing => Err(no_portal(name)),
+            },
         };
         match asked {
             Ok(asked) => {
@@ -292,6 +332,7 @@ impl<J: Judge> Machine<J> {
             }
             Err(answer) => self.stand_in(None, answer),
         }
+        None
     }
 
     fn close(&mut self, target: Target<'_>, frame: &[u8]) {
@@ -321,7 +362,9 @@ impl<J: Judge> Machine<J> {
                 let needs = self.log.append_copy_in(asked.number, frame)?;
                 self.log.commit();
                 self.to_server.push(frame, needs);
-                self.agent_phase = AgentPhase::Open;
+                // A text of several statements may ask for more.
+                let more = matches!(self.expect.front(), Some(Expect::Query { statements, .. }) if *statements > 1);
+                self.agent_phase = if more { AgentPhase::AwaitingCopy(asked) } else { AgentPhase::Open };
                 Ok(())
             }
             // The server ignores them here, for libraries that send Sync before they know of the COPY.
@@ -336,67 +379,69 @@ impl<J: Judge> Machine<J> {
         }
     }
 
-    /// A part of a CopyData message.
-    pub(super) fn copy_part(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        match self.agent_phase {
-            AgentPhase::CopyIn(asked) => {
-                self.log.append_copy_in(asked.number, bytes)?;
-                self.to_server.push(bytes, 0);
-                Ok(())
-            }
-            // Left over from a COPY that failed: the server ignores it.
-            AgentPhase::Open | AgentPhase::Skipping | AgentPhase::AwaitingCopy | AgentPhase::Closed => Ok(()),
+    /// A part of a CopyData message, for a request or for nobody.
+    pub(super) fn copy_part(&mut self, to: Option<Asked>, bytes: &[u8]) -> Result<(), Fault> {
+        if let Some(asked) = to {
+            self.log.append_copy_in(asked.number, bytes)?;
+            self.to_server.push(bytes, 0);
         }
+        Ok(())
     }
 
-    fn await_copy(&mut self, copies: Copies) {
+    fn await_copy(&mut self, copies: Copies, asked: Asked) {
         if copies.may_copy_in() {
-            self.agent_phase = AgentPhase::AwaitingCopy;
+            self.agent_phase = AgentPhase::AwaitingCopy(asked);
         }
     }
 
-    /// Decides a reading together with what it executes or fetches from by name; `None` when the catalogue must be fetched
-    /// first. The answer is the server's own for a name that does not exist: nothing is forwarded that was not read.
-    fn judge_named(&mut self, reading: &Arc<Reading>) -> Option<(Arc<Judgement>, Option<ErrorAnswer>)> {
+    /// Decides a reading together with what it executes or fetches from by name; or says what must happen first. A name that
+    /// does not exist gets the server's own error: nothing is forwarded that was not read.
+    fn judge_named(&mut self, reading: &Arc<Reading>) -> Result<Judged, Stop> {
         let mut named = Vec::new();
-        let mut missing = None;
+        let mut impossible = None;
         for (at, statement) in reading.statements.iter().enumerate() {
-            let mut earlier = reading.statements.iter().take(at);
+            let mut earlier = reading.statements.iter().take(at).map(|earlier| &earlier.kind);
             if let Some(name) = &statement.executes {
                 // What the same text prepares is judged there.
-                let here =
-                    earlier.any(|earlier| matches!(&earlier.kind, StatementKind::Prepare { name: n, .. } if n == name));
+                if earlier.any(|earlier| matches!(earlier, StatementKind::Prepare { name: n, .. } if n == name)) {
+                    continue;
+                }
                 match self.statements.get(name) {
-                    _ if here => {}
-                    None => missing = Some(no_statement(name)),
-                    Some(prepared) => match self.reread(&prepared) {
+                    Meaning::Nothing => impossible = Some(no_statement(name)),
+                    Meaning::Unsettled => return Err(Stop::Busy),
+                    Meaning::Known(prepared) => match self.reread(&prepared) {
                         Ok(reading) => named.push(reading),
-                        Err(Unread::NotYet) => return None,
-                        Err(Unread::Never { answer, .. }) => missing = Some(*answer),
+                        Err(Unread::NotYet) => return Err(Stop::Catalog),
+                        Err(Unread::Never { answer, .. }) => impossible = Some(*answer),
                     },
                 }
             } else if let StatementKind::Fetch { name } = &statement.kind {
-                let here = earlier
-                    .any(|earlier| matches!(&earlier.kind, StatementKind::DeclareCursor { name: n } if n == name));
+                if earlier.any(|earlier| matches!(earlier, StatementKind::DeclareCursor { name: n } if n == name)) {
+                    continue;
+                }
                 match self.portals.get(name) {
-                    _ if here => {}
-                    Some(portal) => named.push(portal.reading.clone()),
-                    None => missing = Some(no_portal(name)),
+                    Meaning::Nothing => impossible = Some(no_portal(name)),
+                    Meaning::Unsettled => return Err(Stop::Busy),
+                    Meaning::Known(portal) => named.push(portal.reading.clone()),
                 }
             } else if let StatementKind::Prepare { statement, .. } = &statement.kind {
                 named.push(Arc::new(Reading::from(StatementReading::clone(statement))));
             }
         }
-        Some((self.judge.decide(reading, &named), missing))
+        if !named.iter().all(|reading| is_plain(reading)) {
+            impossible = Some(not_plain());
+        }
+        let judgement = self.judge.decide(reading, &named);
+        Ok(Judged { judgement, named, impossible })
     }
 
     /// What a statement does to names once the server completed it.
-    fn changes_of(&self, statement: &StatementReading, text: &Arc<str>, asked: Asked) -> Changes {
+    fn changes_of(&self, at: usize, statement: &StatementReading, text: &Arc<str>, asked: Asked) -> Changes {
         let none = Changes::default();
         match &statement.kind {
             StatementKind::Prepare { name, .. } => {
                 let weight = self.keep_text(text.len());
-                let by = PreparedBy::Sql(name.clone());
+                let by = PreparedBy::Sql(at);
                 let prepared = Prepared { sql: text.clone(), by, asked, types: Vec::new(), _weight: weight };
                 Changes { statement: Some(Change::Define(name.clone(), Arc::new(prepared))), ..none }
             }
@@ -406,7 +451,8 @@ impl<J: Judge> Machine<J> {
             StatementKind::Deallocate { name: None } => Changes { statement: Some(Change::ForgetAll), ..none },
             StatementKind::DeclareCursor { name } => {
                 let reading = Arc::new(Reading::from(statement.clone()));
-                let portal = Portal::cursor(text.clone(), reading, asked);
+                let weight = self.keep_text(text.len());
+                let portal = Portal::cursor(text.clone(), reading, asked, weight);
                 Changes { portal: Some(Change::Define(name.clone(), Arc::new(portal))), ..none }
             }
             StatementKind::Close { name: Some(name) } => Changes { portal: Some(Change::Forget(name.clone())), ..none },
@@ -436,6 +482,7 @@ impl<J: Judge> Machine<J> {
     fn over_limit<'a>(
         &mut self,
         reading: &Reading,
+        named: &[Arc<Reading>],
         changes: impl IntoIterator<Item = &'a Changes>,
     ) -> Option<ErrorAnswer> {
         let defines = changes.into_iter().any(|changes| {
@@ -454,7 +501,8 @@ impl<J: Judge> Machine<J> {
                 )));
             }
         }
-        self.judge.forwarding(reading).err().map(over)
+        let mut readings = std::iter::once(reading).chain(named.iter().map(AsRef::as_ref));
+        readings.find_map(|reading| self.judge.forwarding(reading).err()).map(over)
     }
 
     fn read(&mut self, kind: RequestKind, sql: &str) -> Result<Text, Fault> {
@@ -505,6 +553,27 @@ impl<J: Judge> Machine<J> {
             detail,
             hint: self.judge.hint().to_owned(),
         }
+    }
+}
+
+/// Whether a statement may be run by another's name for it. The server would run anything that was prepared, also what
+/// changes names or runs yet another: only what returns or changes rows is followed.
+fn is_plain(reading: &Reading) -> bool {
+    reading.statements.iter().all(|statement| {
+        let rows =
+            matches!(statement.kind, StatementKind::Query | StatementKind::Dml | StatementKind::DeclareCursor { .. });
+        rows && statement.executes.is_none()
+    })
+}
+
+fn not_plain() -> ErrorAnswer {
+    ErrorAnswer {
+        severity: Severity::Error,
+        sqlstate: REFUSED,
+        message: "Weir refused this statement: it runs by name what neither returns nor changes rows".to_owned(),
+        detail: "EXECUTE and FETCH are followed to SELECT, INSERT, UPDATE, DELETE, MERGE and their kin alone."
+            .to_owned(),
+        hint: "send the statement itself".to_owned(),
     }
 }
 

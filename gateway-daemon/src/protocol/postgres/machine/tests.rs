@@ -45,6 +45,8 @@ impl Judge for TestJudge {
         Ok(())
     }
 
+    fn completed(&mut self) {}
+
     fn idle(&mut self) {}
 
     fn redact(&self, _: &str, _: &Reading) -> Option<String> {
@@ -284,6 +286,105 @@ fn a_sync_before_copy_data_is_dropped_as_the_server_does() {
     machine.server_says(&answer);
     assert_eq!(tags(&machine.left(Side::Agent)), "12GCZ");
     assert!(machine.is_idle());
+}
+
+#[test]
+fn a_copy_data_message_is_forwarded_whole_even_when_the_copy_fails_within_it() {
+    let mut machine = machine();
+    machine.agent_says(&query("COPY t FROM STDIN"));
+    machine.left(Side::Server);
+    machine.server_says(&message(b'G', b"\0\0\0"));
+    let data = message(b'd', b"0123456789");
+    machine.agent_says(&data[..8]);
+    let mut failed = error("22P02");
+    failed.extend(READY);
+    machine.server_says(&failed);
+    machine.agent_says(&data[8..]);
+    assert_eq!(machine.left(Side::Server), data, "the server reads header and body as one");
+    machine.agent_says(&message(b'd', b"late"));
+    assert_eq!(machine.left(Side::Server), b"", "what comes after the failure is dropped");
+}
+
+#[test]
+fn behind_a_sync_a_name_waits_for_the_server_to_say_what_it_means() {
+    let mut machine = machine();
+    let mut first = parse("a", "DELETE FROM t");
+    first.extend(SYNC);
+    machine.agent_says(&first);
+    machine.left(Side::Server);
+    let mut answer = message(b'1', b"");
+    answer.extend(READY);
+    machine.server_says(&answer);
+    let mut pipeline = parse("a", "SELECT 1");
+    pipeline.extend(SYNC);
+    let settled = pipeline.len();
+    pipeline.extend(bind("", "a"));
+    pipeline.extend(execute(""));
+    pipeline.extend(SYNC);
+    let taken = machine.agent_says(&pipeline);
+    assert_eq!((taken.bytes, taken.stop), (settled, Stop::Busy));
+    let mut failed = error("42P05");
+    failed.extend(READY);
+    machine.server_says(&failed);
+    machine.agent_says(&pipeline[settled..]);
+    machine.left(Side::Server);
+    let asked = machine.requests.count();
+    assert!(asked >= 3, "the Bind was asked for by what the name means now");
+}
+
+#[test]
+fn execute_does_not_run_what_changes_names() {
+    for prepared in ["DEALLOCATE b", "PREPARE b AS DELETE FROM t", "EXECUTE other", "SET search_path = x"] {
+        let mut machine = machine();
+        let mut pipeline = parse("x", prepared);
+        pipeline.extend(SYNC);
+        machine.agent_says(&pipeline);
+        let mut answer = message(b'1', b"");
+        answer.extend(READY);
+        // `EXECUTE other` is refused at once: there is no such statement.
+        if machine.expect.iter().any(|expect| matches!(expect, Expect::StandIn { .. })) {
+            continue;
+        }
+        machine.left(Side::Server);
+        machine.server_says(&answer);
+        machine.agent_says(&query("EXECUTE x"));
+        let forwarded = machine.left(Side::Server);
+        assert!(!String::from_utf8_lossy(&forwarded).contains("EXECUTE"), "{prepared}");
+    }
+}
+
+#[test]
+fn an_execute_behind_the_sync_of_its_bind_has_an_outcome_of_its_own() {
+    let mut machine = machine();
+    let mut pipeline = query("BEGIN");
+    pipeline.extend(parse("", "SELECT 1"));
+    pipeline.extend(bind("p", ""));
+    pipeline.extend(SYNC);
+    machine.agent_says(&pipeline);
+    let mut answer = message(b'C', b"BEGIN\0");
+    answer.extend(b"Z\0\0\0\x05T");
+    answer.extend(message(b'1', b""));
+    answer.extend(message(b'2', b""));
+    answer.extend(b"Z\0\0\0\x05T");
+    machine.server_says(&answer);
+    let before = machine.requests.count();
+    machine.agent_says(&execute("p"));
+    assert_eq!(machine.requests.count(), before + 1);
+}
+
+#[test]
+fn a_copy_behind_another_statement_waits_for_its_own_answer() {
+    let mut machine = machine();
+    let mut pipeline = query("SELECT 1");
+    pipeline.extend(query("COPY t FROM STDIN"));
+    machine.agent_says(&pipeline);
+    let mut answer = message(b'C', b"SELECT 1\0");
+    answer.extend(READY);
+    answer.extend(message(b'G', b"\0\0\0"));
+    machine.server_says(&answer);
+    machine.left(Side::Server);
+    machine.agent_says(&message(b'd', b"1\n"));
+    assert_eq!(tags(&machine.left(Side::Server)), "d");
 }
 
 #[test]
