@@ -14,6 +14,12 @@ impl Receipt {
         Self { upto }
     }
 
+    /// For tests of those who take receipts.
+    #[cfg(test)]
+    pub(crate) const fn for_test(upto: u64) -> Self {
+        Self { upto }
+    }
+
     /// The last of the session's events that this receipt covers.
     pub const fn upto(&self) -> u64 {
         self.upto
