@@ -23,6 +23,7 @@ use super::{
     },
     cancels::{CancelPlace, Cancels},
     catalogs::{CatalogCell, Catalogs},
+    frame::FrameError,
     judge::{JudgeParts, SessionJudge, no_standing},
     machine::{Fault, Machine, MachineLimits},
     pump::{Ending, Pump, World},
@@ -431,8 +432,10 @@ where
 fn fault_answer(fault: &Fault) -> ErrorAnswer {
     let text = format!("Weir ended this session: {fault}");
     match fault {
-        Fault::Agent(_) | Fault::InCopy { .. } => ErrorAnswer::fatal(PROTOCOL_VIOLATION, text),
-        Fault::AgentFrame(_) => ErrorAnswer::fatal(LIMIT, text),
+        Fault::Agent(_) | Fault::InCopy { .. } | Fault::AgentFrame(FrameError::Short { .. }) => {
+            ErrorAnswer::fatal(PROTOCOL_VIOLATION, text)
+        }
+        Fault::AgentFrame(FrameError::Long { .. }) => ErrorAnswer::fatal(LIMIT, text),
         Fault::Server(_) | Fault::ServerFrame(_) => ErrorAnswer::fatal(answer::UPSTREAM_LOST, text),
         Fault::Record(error) => record_failed(error),
         Fault::Standing(answer) => (**answer).clone(),

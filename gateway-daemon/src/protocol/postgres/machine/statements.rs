@@ -296,7 +296,11 @@ impl<J: Judge> Machine<J> {
                 let needs = self.log.append_copy_in(asked.number, frame)?;
                 self.log.commit();
                 self.to_server.push(frame, needs);
-                self.agent_phase = AgentPhase::Open;
+                self.agent_phase = match self.expect.front() {
+                    // Another statement of the same text may ask for data as well.
+                    Some(Expect::Query { .. }) => AgentPhase::AwaitingCopy,
+                    Some(_) | None => AgentPhase::Open,
+                };
                 Ok(())
             }
             // The server ignores them here, for libraries that send Sync before they know of the COPY.
@@ -354,7 +358,7 @@ impl<J: Judge> Machine<J> {
                 match self.portals.get(name) {
                     _ if earlier => {}
                     Some(portal) => named.push(portal.reading.clone()),
-                    None => missing = Some(no_portal(name)),
+                    None => missing = Some(no_cursor(name)),
                 }
             }
             if let StatementKind::Prepare { statement, .. } = &statement.kind {
@@ -412,16 +416,19 @@ impl<J: Judge> Machine<J> {
         reading: &Reading,
         changes: impl IntoIterator<Item = &'a Changes>,
     ) -> Option<ErrorAnswer> {
-        let defines = changes.into_iter().any(|changes| {
-            matches!(changes.statement, Some(Change::Define(..))) || matches!(changes.portal, Some(Change::Define(..)))
-        });
+        let limit = self.limits.names;
+        let (mut defines, mut full) = (false, false);
+        for Changes { statement, portal } in changes {
+            defines |= matches!(statement, Some(Change::Define(..))) || matches!(portal, Some(Change::Define(..)));
+            full |=
+                self.statements.overflow(statement.as_ref(), limit) || self.portals.overflow(portal.as_ref(), limit);
+        }
+        if full {
+            return Some(over(format!(
+                "the session has {limit} prepared statements or portals, the limit of limits.prepared_statements"
+            )));
+        }
         if defines {
-            if self.statements.len().max(self.portals.len()) >= self.limits.names {
-                return Some(over(format!(
-                    "the session has {} prepared statements or portals, the limit of limits.prepared_statements",
-                    self.limits.names
-                )));
-            }
             if self.kept_text.load(std::sync::atomic::Ordering::Relaxed) > KEPT_TEXT_BYTES {
                 return Some(over(format!(
                     "the session's prepared statements hold over {KEPT_TEXT_BYTES} bytes of text"
@@ -496,11 +503,16 @@ fn no_statement(name: &str) -> ErrorAnswer {
     ErrorAnswer { severity: Severity::Error, sqlstate: "26000", message, detail, hint }
 }
 
-/// What the server itself says of a portal or cursor that does not exist.
+/// What the server itself says of a portal that does not exist.
 fn no_portal(name: &str) -> ErrorAnswer {
     let (detail, hint) = (String::new(), String::new());
     let message = format!("portal \"{name}\" does not exist");
     ErrorAnswer { severity: Severity::Error, sqlstate: "34000", message, detail, hint }
+}
+
+/// The same of a cursor: one and the same thing, under the name that SQL has for it.
+fn no_cursor(name: &str) -> ErrorAnswer {
+    ErrorAnswer { message: format!("cursor \"{name}\" does not exist"), ..no_portal(name) }
 }
 
 fn copies_of(reading: &Reading) -> Copies {
