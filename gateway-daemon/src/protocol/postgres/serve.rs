@@ -423,7 +423,11 @@ where
         tracing::error!(%error, "the end of a session is not on the record");
     }
     if let Some(answer) = answer {
-        pump.machine.say_fatal(&answer);
+        if matches!(ending, Ending::Fault(Fault::Record(_))) {
+            pump.machine.say_unrecorded(&answer);
+        } else {
+            pump.machine.say_fatal(&answer);
+        }
     }
     pump.farewell().await;
     reason

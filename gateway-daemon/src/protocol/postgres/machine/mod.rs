@@ -369,6 +369,23 @@ impl<J: Judge> Machine<J> {
         self.to_agent.push(&answer.to_bytes(), needs);
     }
 
+    /// Queues an error that ends the session because the record failed, in the place of all that waits for the record: that
+    /// never leaves. Says nothing where the agent has half a message already, which would be read as the rest of it.
+    pub fn say_unrecorded(&mut self, answer: &ErrorAnswer) {
+        // Pieces of one message wait for the same event: a message is dropped whole, or has nothing behind it.
+        let cut = self.server_body > 0 && self.to_agent.abandon() == 0;
+        self.abandon();
+        if !cut {
+            self.to_agent.push(&answer.to_bytes(), 0);
+        }
+    }
+
+    /// Drops what waits for the record on both sides.
+    pub fn abandon(&mut self) {
+        self.to_agent.abandon();
+        self.to_server.abandon();
+    }
+
     /// Tells the server goodbye.
     pub fn say_goodbye(&mut self) {
         let mut bytes = BytesMut::new();
