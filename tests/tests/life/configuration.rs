@@ -45,7 +45,7 @@ const BAD: [(&str, &str, usize, &str, &str); 14] = [
     ("\"postgres\"", "\"mysql\"", 19, "connection \"orders\".protocol", "use `postgres`"),
     ("\"127.0.0.1\"", "\"/run/postgresql\"", 20, "connection \"orders\".host", "unix_sockets"),
     ("port = 5432", "port = 0", 21, "connection \"orders\".port", "no port"),
-    ("{ file = \"/etc/weir/orders.password\" }", "\"hunter2\"", 23, "password", "file"),
+    ("{ file = \"/etc/weir/orders.password\" }", "\"hunter2\"", 23, "password", "write { file = "),
     ("\"verify-full\"", "\"prefer\"", 24, "connection \"orders\".tls", "`verify-full`, `verify-ca`"),
     ("tls =", "targets = [\"10.0.0.1/16:5432\"]\ntls =", 24, "connection \"orders\".targets", "10.0.0.0/16"),
 ];

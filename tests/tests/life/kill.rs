@@ -102,7 +102,7 @@ fn no_answer_is_without_its_record_and_nothing_passes_when_the_daemon_is_killed(
         reader(setup, &database)
     })?;
     let mut random = Random::new();
-    println!("random seed {}", random.0);
+    eprintln!("random seed {}", random.0);
     let mut answered: Vec<String> = Vec::new();
     for round in 0..rounds(20, 200) {
         let load = Load::start(&weir.agent(CLAUDE)?, &weir, &database, &format!("round{round}"))?;
@@ -129,9 +129,12 @@ fn nothing_reaches_the_server(weir: &Weir, database: &Database, load: &Load) -> 
         ensure!(line != "connected", "an agent connected while the daemon was dead");
         let Some(refused) = line.strip_prefix("refused ") else { continue };
         let seconds: f64 = refused.split(' ').next().unwrap_or_default().parse()?;
-        ensure!(refused.contains("Connection refused"), "{line}");
+        // The listener may outlive its sessions by a moment, while the kernel takes the daemon apart.
+        let words = ["Connection refused", "closed the connection", "reset by peer"];
+        ensure!(words.iter().any(|word| refused.contains(word)), "{line}");
         ensure!(seconds < AT_ONCE, "{line}");
     }
+    ensure!(load.told()?.iter().any(|line| line.contains("Connection refused")), "nobody found the daemon gone");
     // What the dead daemon had open ends; there is nothing else.
     let sessions = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE usename = 'weir_upstream' AND datname = '{}'",
@@ -160,12 +163,11 @@ fn every_answer_is_on_the_record(weir: &Weir, answered: &[String]) -> Result<()>
         let place = requests.get(what).with_context(|| format!("`{what}` was answered, and was not asked for"))?;
         ensure!(ended.contains(place), "`{what}` was answered, and has no outcome on the record");
     }
-    // Bytes and all, of the session that was cut first: with the daemon, and from the files alone.
+    // With its rows: the name stands in the statement, and in what was answered.
     let what = answered.iter().find(|what| !what.ends_with("insert")).context("no answer")?;
     let (session, _) = requests.get(what).context("no session")?;
-    let shown = rows(&weir.weir(["show", session, "--json"])?)?;
-    let bytes = shown.iter().filter_map(|row| row.pointer("/event/answer/bytes")).map(ToString::to_string);
-    ensure!(bytes.into_iter().any(|bytes| bytes.contains(what.as_str())), "the answer to `{what}` has no bytes");
+    let shown = weir.weir(["show", session])?.succeeded()?;
+    ensure!(shown.matches(what.as_str()).count() > 1, "the rows of `{what}` are not shown:\n{shown}");
     Ok(())
 }
 

@@ -123,7 +123,7 @@ fn no_connect_gets_round_while_daemons_come_and_go_and_detach_takes_all_away() -
     assert_eq!(canary.reached(), 0);
     let pins = weir.setup().scope().pins.join("weir");
     let taken = weir.weir(["detach"])?.succeeded()?;
-    for what in ["link_connect4", "link_connect6", "link_sock_ops", "map_"] {
+    for what in ["link_connect4", "link_connect6", "link_carry_note", "map_"] {
         assert!(taken.contains(what), "{what} is not in:\n{taken}");
     }
     assert!(!pins.exists(), "{} is left", pins.display());

@@ -93,7 +93,7 @@ fn policies_are_checked_documented_and_explained() -> Result<()> {
     let agent = weir.agent(CLAUDE)?;
     let _run = Client::start(&agent, &database)?;
     wait_until("the run is enrolled", RELOADED, || {
-        Ok(weir.weir(["agent", "list"])?.succeeded()?.contains("valid").then_some(()))
+        Ok(weir.weir(["agent", "list"])?.succeeded()?.contains("the run is identified").then_some(()))
     })?;
     let explain = |sql: &str| {
         let words = ["explain", "--agent", CLAUDE, "--connection", "orders"];
