@@ -225,6 +225,44 @@ fn an_agent_that_outlives_the_daemon_is_nobody_until_it_has_a_new_token() -> Res
     Ok(())
 }
 
+#[test]
+fn a_run_of_an_earlier_daemon_keeps_its_user_until_its_last_process_is_gone() -> Result<()> {
+    let database = Database::create()?;
+    let mut weir = Weir::start(|setup| {
+        reader(setup, &database)?;
+        setup.agent("codex", &["readers"])
+    })?;
+    // The same Unix user under another subject: the agent accepts any.
+    let token = weir.setup().folder().join("codex.token").display().to_string();
+    let words = ["run", "--agent", CLAUDE, "--token-file", &token, "--", "true"];
+    let mut client = Client::start(&weir.agent(CLAUDE)?, &database)?;
+    client.connect()?.rows()?;
+    weir.kill()?;
+    weir.start_again(&[])?;
+    client.connect()?.refused()?;
+    let refused = weir.weir(words)?.failed()?;
+    assert!(refused.contains("another subject"), "{refused}");
+    drop(client);
+    wait_until("the user is free", NOTICED, || Ok(weir.weir(words)?.status().success().then_some(())))?;
+
+    // One that ended while there was no daemon is forgotten at the start.
+    let mut client = Client::start(&weir.agent(CLAUDE)?, &database)?;
+    client.connect()?.rows()?;
+    weir.kill()?;
+    drop(client);
+    let agents = weir.setup().scope().path.join("weir/agents").join(CLAUDE);
+    wait_until("its processes are gone", NOTICED, || {
+        let populated = |path: std::path::PathBuf| fs::read_to_string(path.join("cgroup.events"));
+        let runs: Vec<_> =
+            fs::read_dir(&agents)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        let alive = runs.into_iter().filter_map(|run| populated(run).ok()).any(|events| events.contains("populated 1"));
+        Ok((!alive).then_some(()))
+    })?;
+    weir.start_again(&[])?;
+    weir.weir(words)?.succeeded()?;
+    Ok(())
+}
+
 /// Numbers from the clock; the first is printed.
 struct Random(u64);
 
