@@ -196,6 +196,8 @@ pub struct Machine<J> {
     /// A message that streams through: what is left of its body.
     agent_body: usize,
     server_body: usize,
+    /// The pipeline is full, and the server was asked to answer.
+    hurried: bool,
     /// A name that no prepared statement has: describing it is the stand-in of a refused message.
     no_such_name: String,
 }
@@ -232,6 +234,7 @@ impl<J: Judge> Machine<J> {
             agent_phase: AgentPhase::Open,
             agent_body: 0,
             server_body: 0,
+            hurried: false,
             no_such_name: format!("weir refused this {nonce}"),
         }
     }
@@ -306,12 +309,14 @@ impl<J: Judge> Machine<J> {
                 }
                 continue;
             }
-            if self.agent_phase == AgentPhase::AwaitingCopy
-                || self.expect.len() >= self.limits.pipeline
-                || self.to_server.held() >= GATE_BYTES
-            {
+            if self.agent_phase == AgentPhase::AwaitingCopy || self.to_server.held() >= GATE_BYTES {
                 return Ok(Taken { bytes: used, stop: Stop::Busy });
             }
+            if self.expect.len() >= self.limits.pipeline {
+                self.hurry_server();
+                return Ok(Taken { bytes: used, stop: Stop::Busy });
+            }
+            self.hurried = false;
             let limit = MessageLimit { bytes: self.limits.message_bytes, name: "limits.message_bytes" };
             let Some(header) = Header::decode(rest, limit).map_err(Fault::AgentFrame)? else {
                 return Ok(Taken { bytes: used, stop: Stop::More });
@@ -331,6 +336,16 @@ impl<J: Judge> Machine<J> {
                 return Ok(Taken { bytes: used, stop: Stop::Catalog });
             }
             used += frame.len();
+        }
+    }
+
+    /// Asks the server for the answers that it keeps back up to a Sync: the agent's Sync is not read before they came.
+    fn hurry_server(&mut self) {
+        if !self.hurried {
+            let mut bytes = BytesMut::new();
+            answer::flush(&mut bytes);
+            self.to_server.push(&bytes, 0);
+            self.hurried = true;
         }
     }
 
