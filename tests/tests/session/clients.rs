@@ -3,10 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use end_to_end::{Database, Weir, servers};
 
-use crate::player::EVERYTHING;
+use crate::player::{EVERYTHING, Style, play};
 use crate::record::events;
 
 const PROGRAM: &str = include_str!("clients.py");
+const TLS: &str = include_str!("tls.py");
 
 fn weir(database: &Database) -> Result<Weir> {
     Weir::start(|setup| {
@@ -44,6 +45,18 @@ fn psql_checks_weir_s_certificate_in_full_and_the_server_sees_tls_weir_s_role_an
     }
     let tls: Vec<_> = events(&weir, "session_start")?.iter().map(|start| start["tls"] == true).collect();
     assert_eq!(tls, [true, true, false]);
+    Ok(())
+}
+
+#[test]
+fn tls_may_begin_without_a_request_but_only_for_postgresql() -> Result<()> {
+    let database = Database::create()?;
+    let weir = weir(&database)?;
+    let agent = weir.agent("claude")?;
+    let shown = play(&agent, &database, TLS, "direct", Style::Brief)?;
+    assert_eq!(shown.lines().collect::<Vec<_>>(), ["Z I", "postgresql", "T", "D 1", "C SELECT 1", "Z I"]);
+    let shown = play(&agent, &database, TLS, "other_protocol", Style::Brief)?;
+    ensure!(shown.ends_with("Error") && !shown.contains("Z I"), "{shown}");
     Ok(())
 }
 

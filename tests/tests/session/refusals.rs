@@ -251,7 +251,8 @@ fn each_limit_is_enforced_and_named() -> Result<()> {
         setup.set("limits.connections_per_agent", 2)?;
         setup.set("limits.idle", "2s")?;
         setup.set("limits.startup", "2s")?;
-        setup.set("limits.prepared_statements", 3)
+        setup.set("limits.prepared_statements", 3)?;
+        setup.set("limits.pipeline", 16)
     })?;
     let stage = Stage { weir, database };
     let full = "E 53300 …limits.connections_per_agent";
@@ -263,5 +264,8 @@ fn each_limit_is_enforced_and_named() -> Result<()> {
         "many_names",
         &["Z I", "1", "1", "1", names, "Z I", "2", "D 1", "C SELECT 1", "Z I", "C DEALLOCATE ALL", "Z I", "1", "Z I"],
     )?;
+    // A pipeline over its limit is only read more slowly.
+    let shown = play(&stage.weir.agent("claude")?, &stage.database, SCENARIOS, "long_pipeline", Style::Brief)?;
+    assert_eq!(shown.lines().filter(|line| *line == "C SELECT 1").count(), 200, "{shown}");
     Ok(())
 }
