@@ -27,7 +27,8 @@ pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
             message: error.message().to_owned(),
         }],
     })?;
-    let mut checker = Checker { text, faults: Vec::new() };
+    let issuers = root.issuer.iter().map(|issuer| issuer.get_ref().name.clone()).collect();
+    let mut checker = Checker { text, issuers, faults: Vec::new() };
     let config = Config {
         path: path.to_owned(),
         daemon: checker.daemon(root.daemon),
@@ -49,6 +50,8 @@ pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
 
 struct Checker<'a> {
     text: &'a str,
+    /// The names of all, for those who refer to one.
+    issuers: HashSet<String>,
     faults: Vec<Fault>,
 }
 
@@ -66,8 +69,9 @@ impl Place {
 
 impl Checker<'_> {
     fn fault(&mut self, place: &Place, key: &str, message: impl Into<String>) {
+        let line = line_of_key(self.text, place, key).unwrap_or(place.line);
         let key = if key.is_empty() { place.table.clone() } else { format!("{}.{key}", place.table) };
-        self.faults.push(Fault { line: place.line, key, message: message.into() });
+        self.faults.push(Fault { line, key, message: message.into() });
     }
 
     fn place<T>(&self, kind: &str, name: &str, spanned: &Spanned<T>) -> Place {
@@ -180,6 +184,10 @@ impl Checker<'_> {
         self.name(&place, &raw.name);
         if raw.user == "root" || raw.user == "0" {
             self.fault(&place, "user", "an agent must not run as root; make a user of its own (useradd -r)");
+        }
+        if !self.issuers.contains(&raw.issuer) {
+            let shown = raw.issuer.escape_debug();
+            self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`"));
         }
         Agent {
             name: raw.name,
@@ -340,13 +348,6 @@ impl Checker<'_> {
                 );
             }
         }
-        for agent in &config.agents {
-            if !config.issuers.iter().any(|issuer| issuer.name == agent.issuer) {
-                let place = Place::section(&format!("agent \"{}\"", agent.name.escape_debug()));
-                let shown = agent.issuer.escape_debug().to_string();
-                self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`"));
-            }
-        }
     }
 
     fn name(&mut self, place: &Place, name: &str) {
@@ -442,6 +443,25 @@ fn mask(address: IpAddr, prefix: u8) -> IpAddr {
 
 fn lies_below(path: &str, scope: &str) -> bool {
     scope == "/" || path.strip_prefix(scope).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// The line of a key of the table at `place`; of `[table]`'s where the table's own line is not known. For people: a key in
+/// a string of several lines, or written another way, leaves the table's line.
+fn line_of_key(text: &str, place: &Place, key: &str) -> Option<usize> {
+    let header = format!("[{}]", place.table);
+    let start = match place.line {
+        0 => text.lines().position(|line| line.trim_start().starts_with(&header))?,
+        line => line.saturating_sub(1),
+    };
+    let own = text
+        .lines()
+        .enumerate()
+        .skip(start.saturating_add(1))
+        .take_while(|(_, line)| !line.trim_start().starts_with('['));
+    let is_key =
+        |line: &str| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
+    let found = own.into_iter().find(|(_, line)| is_key(line)).map(|(number, _)| number.saturating_add(1));
+    found.or((place.line == 0).then_some(start.saturating_add(1)))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

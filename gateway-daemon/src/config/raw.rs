@@ -3,8 +3,10 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
+
+use crate::secret::SecretRef;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,7 +92,8 @@ pub(super) struct Connection {
     pub(super) user: String,
     #[serde(default)]
     pub(super) accept_users: Vec<String>,
-    pub(super) password: Option<crate::secret::SecretRef>,
+    #[serde(default, deserialize_with = "secret_ref")]
+    pub(super) password: Option<SecretRef>,
     pub(super) tls: Option<String>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) channel_binding: Option<String>,
@@ -125,4 +128,14 @@ pub(super) struct Limits {
     pub(super) connections_per_agent: Option<usize>,
     pub(super) pipeline: Option<usize>,
     pub(super) prepared_statements: Option<usize>,
+}
+
+/// What serde says of a value that is no reference quotes the value, which may be the secret itself.
+fn secret_ref<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SecretRef>, D::Error> {
+    SecretRef::deserialize(from).map(Some).map_err(|_| {
+        D::Error::custom(
+            "`password` says where the secret lies, never what it is: write { file = \"/path\" }, { env = \"NAME\" }, \
+             { credential = \"name\" } or { command = [\"/path\"] }",
+        )
+    })
 }

@@ -37,6 +37,7 @@ use crate::{
     },
 };
 
+mod adopted;
 mod parts;
 mod refusals;
 mod runs;
@@ -121,6 +122,7 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
     tokio::spawn(
         refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events),
     );
+    tokio::spawn(adopted::attend(weir.clone(), weir.registry.list()));
     tokio::spawn(watch_sockets(weir.clone()));
     runs::adopt(&weir);
     tokio::spawn(verbs::serve(weir.clone(), control));
@@ -194,6 +196,10 @@ impl Weir {
     async fn take(self: Arc<Self>, accepted: Accepted) {
         let target = usize::try_from(accepted.connection).ok().and_then(|index| self.targets.get(index)).cloned();
         let run = self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get()));
+        // Whoever has mended the server's sockets need not wait for the next look.
+        if target.as_ref().is_some_and(|target| target.withheld.load().is_some()) {
+            tokio::task::block_in_place(|| self.judge_sockets());
+        }
         match (run, target) {
             (Some(run), Some(target)) => serve::serve(self.front.clone(), accepted, run, target).await,
             (None, _) => {
@@ -238,8 +244,9 @@ impl Weir {
         verified.into_identity(agent.name.as_str().into(), agent.subject.as_deref())
     }
 
-    /// Loads the policies anew, all or nothing.
+    /// Loads the policies anew, all or nothing; looks at the servers' sockets as well.
     fn reload_policies(&self, uid: Option<u32>) -> Result<policy::Reload, String> {
+        self.judge_sockets();
         let dir = &self.config.daemon.policies;
         let reloaded = check_folder(dir)
             .and_then(|()| self.policies.reload(dir, Some(&known(&self.config))).map_err(|errors| errors.to_string()));

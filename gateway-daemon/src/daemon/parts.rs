@@ -139,7 +139,7 @@ pub(super) async fn assemble(
     let cgroups = CgroupRoot::find()?;
     let own = enter_cgroup(&config, &cgroups)?;
     let kernel = Arc::new(start_kernel(&config, &cgroups, own, &resolved)?);
-    forget_ended_runs(&cgroups, &kernel)?;
+    adopted::forget_ended(&cgroups, &kernel, &registry)?;
     let targets = config.connections.iter().map(target).collect::<Result<Vec<_>, _>>()?;
     let sessions = Sessions::new(config.limits.connections, config.limits.connections_per_agent);
     let front = Arc::new(Front {
@@ -343,23 +343,6 @@ fn subordinate(name: &str, uid: u32) -> Vec<UidRange> {
             (owner == name || owner == number).then_some(UidRange { first, last })
         })
         .collect()
-}
-
-/// Forgets cgroups of runs whose processes are gone. Those that live stay agents, without an identity.
-fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel) -> Result<(), StartError> {
-    for id in kernel.enrolled()? {
-        let path = cgroups.path_of(id);
-        if path.as_deref().is_some_and(|path| cgroups.is_populated(path).unwrap_or(true)) {
-            continue;
-        }
-        if let Some(path) = path
-            && let Err(error) = cgroups.remove(&path)
-        {
-            tracing::warn!(%error, "the cgroup of a run that ended is left over");
-        }
-        kernel.unenrol(id)?;
-    }
-    Ok(())
 }
 
 fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {

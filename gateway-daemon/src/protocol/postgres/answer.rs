@@ -149,6 +149,11 @@ pub fn describe_statement(out: &mut BytesMut, name: &str) {
     });
 }
 
+/// Appends a Flush.
+pub fn flush(out: &mut BytesMut) {
+    message(out, b'H', |_| {});
+}
+
 /// Appends a Terminate.
 pub fn terminate(out: &mut BytesMut) {
     message(out, b'X', |_| {});

@@ -73,6 +73,14 @@ impl Gate {
         }
     }
 
+    /// Drops what waits for a receipt that will not come, and says how many bytes that was.
+    pub fn abandon(&mut self) -> usize {
+        let dropped = self.buffer.len() - self.open;
+        self.buffer.truncate(self.open);
+        self.marks.clear();
+        dropped
+    }
+
     /// What may be written now.
     pub fn ready(&self) -> &[u8] {
         self.buffer.get(..self.open).unwrap_or_default()
@@ -105,6 +113,16 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_abandoned_never_leaves_and_what_comes_after_it_does() {
+        let mut gate = Gate::default();
+        gate.push(b"open", 0);
+        gate.push(b"unrecorded", 1);
+        assert_eq!(gate.abandon(), b"unrecorded".len());
+        gate.push(b" error", 0);
+        assert_eq!((gate.ready(), gate.waits_for()), (&b"open error"[..], None));
+    }
 
     #[test]
     fn bytes_behind_a_mark_leave_with_its_receipt_and_in_order() {

@@ -271,11 +271,12 @@ where
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.machine.settle();
         loop {
-            match self.release(cx).and_then(|released| {
-                write(&mut self.agent, self.machine.to_agent(), cx)
-                    .map(|wrote| released | wrote)
-                    .map_err(Ending::AgentBroke)
-            }) {
+            let released = self.release(cx).unwrap_or_else(|_| {
+                // The record failed: what waits for it never leaves, but what is open does.
+                self.machine.abandon();
+                false
+            });
+            match write(&mut self.agent, self.machine.to_agent(), cx).map(|wrote| released | wrote) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(_) => return Poll::Ready(()),

@@ -23,6 +23,7 @@ use super::{
     },
     cancels::{CancelPlace, Cancels},
     catalogs::{CatalogCell, Catalogs},
+    frame::FrameError,
     judge::{JudgeParts, SessionJudge, no_standing},
     machine::{Fault, Machine, MachineLimits},
     pump::{Ending, Pump, World},
@@ -35,7 +36,7 @@ use crate::{
     identity::{Identity, Run, Standing},
     policy::Policies,
     protocol::sessions::{SessionView, Sessions},
-    record::{Event, Recorder, SessionLog, SessionStart, StoreError},
+    record::{Event, KernelRefusal, Recorder, SessionLog, SessionStart, StoreError},
     sql::{ReadingCache, setting_is_free},
 };
 
@@ -159,6 +160,7 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
             Err(NoSession::Silent(reason)) => tracing::info!(end = %reason, "no session"),
             Err(NoSession::Told(answer)) => {
                 tracing::info!(sqlstate = answer.sqlstate, "no session");
+                record_refusal(&front, &run, (origin, pid, uid), &answer);
                 if let Some(mut stream) = opened {
                     // Whether it still listens is its own affair.
                     let _ = stream.write_all(&answer.to_bytes()).await;
@@ -168,6 +170,23 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
         }
     };
     tracing::Instrument::instrument(work, span).await;
+}
+
+/// Puts a connection on the record that came to be no session: its own events would tell nobody why.
+fn record_refusal(front: &Front, run: &Run, (destination, pid, uid): (SocketAddr, u32, u32), answer: &ErrorAnswer) {
+    let refused = KernelRefusal {
+        agent: Some(run.agent.to_string()),
+        uid,
+        pid,
+        comm: String::new(),
+        cgroup: run.cgroup.0,
+        destination,
+        what: answer.message.clone(),
+        count: 1,
+    };
+    if let Err(error) = front.recorder.record(&Event::Refused(refused)) {
+        tracing::error!(%error, "a refusal is not on the record");
+    }
 }
 
 /// Who connected.
@@ -407,7 +426,11 @@ where
         tracing::error!(%error, "the end of a session is not on the record");
     }
     if let Some(answer) = answer {
-        pump.machine.say_fatal(&answer);
+        if matches!(ending, Ending::Fault(Fault::Record(_))) {
+            pump.machine.say_unrecorded(&answer);
+        } else {
+            pump.machine.say_fatal(&answer);
+        }
     }
     pump.farewell().await;
     reason
@@ -416,8 +439,10 @@ where
 fn fault_answer(fault: &Fault) -> ErrorAnswer {
     let text = format!("Weir ended this session: {fault}");
     match fault {
-        Fault::Agent(_) | Fault::InCopy { .. } => ErrorAnswer::fatal(PROTOCOL_VIOLATION, text),
-        Fault::AgentFrame(_) => ErrorAnswer::fatal(LIMIT, text),
+        Fault::Agent(_) | Fault::InCopy { .. } | Fault::AgentFrame(FrameError::Short { .. }) => {
+            ErrorAnswer::fatal(PROTOCOL_VIOLATION, text)
+        }
+        Fault::AgentFrame(FrameError::Long { .. }) => ErrorAnswer::fatal(LIMIT, text),
         Fault::Server(_) | Fault::ServerFrame(_) => ErrorAnswer::fatal(answer::UPSTREAM_LOST, text),
         Fault::Record(error) => record_failed(error),
         Fault::Standing(answer) => (**answer).clone(),

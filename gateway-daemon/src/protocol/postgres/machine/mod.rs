@@ -201,6 +201,8 @@ pub struct Machine<J> {
     /// COPY data that streams through.
     agent_body: Option<CopyBody>,
     server_body: usize,
+    /// The pipeline is full, and the server was asked to answer.
+    hurried: bool,
     /// A name that no prepared statement has: describing it is the stand-in of a refused message.
     no_such_name: String,
 }
@@ -246,6 +248,7 @@ impl<J: Judge> Machine<J> {
             agent_phase: AgentPhase::Open,
             agent_body: None,
             server_body: 0,
+            hurried: false,
             no_such_name: format!("weir refused this {nonce}"),
         }
     }
@@ -320,7 +323,7 @@ impl<J: Judge> Machine<J> {
             if self.agent_phase == AgentPhase::Closed {
                 return Ok(Taken { bytes: input.len(), stop: Stop::Closed });
             }
-            if self.is_full() || self.expect.len() >= self.limits.pipeline {
+            if self.is_full() {
                 return Ok(Taken { bytes: used, stop: Stop::Busy });
             }
             if let Some(body) = self.agent_body.take() {
@@ -337,6 +340,11 @@ impl<J: Judge> Machine<J> {
             if let AgentPhase::AwaitingCopy(_) = self.agent_phase {
                 return Ok(Taken { bytes: used, stop: Stop::Busy });
             }
+            if self.expect.len() >= self.limits.pipeline {
+                self.hurry_server();
+                return Ok(Taken { bytes: used, stop: Stop::Busy });
+            }
+            self.hurried = false;
             let limit = MessageLimit { bytes: self.limits.message_bytes, name: "limits.message_bytes" };
             let Some(header) = Header::decode(rest, limit).map_err(Fault::AgentFrame)? else {
                 return Ok(Taken { bytes: used, stop: Stop::More });
@@ -361,6 +369,16 @@ impl<J: Judge> Machine<J> {
                 return Ok(Taken { bytes: used, stop });
             }
             used += frame.len();
+        }
+    }
+
+    /// Asks the server for the answers that it keeps back up to a Sync: the agent's Sync is not read before they came.
+    fn hurry_server(&mut self) {
+        if !self.hurried {
+            let mut bytes = BytesMut::new();
+            answer::flush(&mut bytes);
+            self.to_server.push(&bytes, 0);
+            self.hurried = true;
         }
     }
 
@@ -397,6 +415,23 @@ impl<J: Judge> Machine<J> {
     pub fn say_fatal(&mut self, answer: &ErrorAnswer) {
         let needs = self.log.appended();
         self.to_agent.push(&answer.to_bytes(), needs);
+    }
+
+    /// Queues an error that ends the session because the record failed, in the place of all that waits for the record: that
+    /// never leaves. Says nothing where the agent has half a message already, which would be read as the rest of it.
+    pub fn say_unrecorded(&mut self, answer: &ErrorAnswer) {
+        // Pieces of one message wait for the same event: a message is dropped whole, or has nothing behind it.
+        let cut = self.server_body > 0 && self.to_agent.abandon() == 0;
+        self.abandon();
+        if !cut {
+            self.to_agent.push(&answer.to_bytes(), 0);
+        }
+    }
+
+    /// Drops what waits for the record on both sides.
+    pub fn abandon(&mut self) {
+        self.to_agent.abandon();
+        self.to_server.abandon();
     }
 
     /// Tells the server goodbye.

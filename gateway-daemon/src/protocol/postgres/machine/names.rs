@@ -78,9 +78,22 @@ impl<T: Clone> Names<T> {
         }
     }
 
+    /// Whether the change would bring a name beyond `limit`. One that is known is only defined anew: a pipeline may do so
+    /// with the unnamed one as often as it likes.
+    pub(super) fn overflow(&self, change: Option<&Change<T>>, limit: usize) -> bool {
+        match change {
+            Some(Change::Define(name, _)) => self.len() >= limit && !self.is_known(name),
+            Some(Change::Forget(_) | Change::ForgetAll) | None => false,
+        }
+    }
+
+    fn is_known(&self, name: &str) -> bool {
+        self.confirmed.contains_key(name) || self.index.contains_key(name)
+    }
+
     /// Names known or on their way: what the limit counts.
-    pub(super) fn len(&self) -> usize {
-        self.confirmed.len() + self.pending.len()
+    fn len(&self) -> usize {
+        self.confirmed.len() + self.index.len()
     }
 
     /// A message with this change was forwarded.
@@ -162,6 +175,18 @@ mod tests {
         assert_eq!(names.get("a"), Known(2));
         names.restart();
         assert_eq!(names.get("a"), Known(1), "the confirmed one stands when the second fails");
+    }
+
+    #[test]
+    fn the_limit_counts_names_and_not_how_often_they_are_defined() {
+        let mut names = Names::default();
+        for value in 0..5 {
+            assert!(!names.overflow(Some(&define("", value)), 2));
+            names.expect(define("", value));
+        }
+        names.expect(define("a", 1));
+        assert!(names.overflow(Some(&define("b", 1)), 2));
+        assert!(!names.overflow(Some(&define("a", 2)), 2));
     }
 
     #[test]

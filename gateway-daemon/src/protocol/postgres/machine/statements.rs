@@ -420,7 +420,7 @@ impl<J: Judge> Machine<J> {
                     continue;
                 }
                 match self.portals.get(name) {
-                    Meaning::Nothing => impossible = Some(no_portal(name)),
+                    Meaning::Nothing => impossible = Some(no_cursor(name)),
                     Meaning::Unsettled => return Err(Stop::Busy),
                     Meaning::Known(portal) => named.push(portal.reading.clone()),
                 }
@@ -485,16 +485,19 @@ impl<J: Judge> Machine<J> {
         named: &[Arc<Reading>],
         changes: impl IntoIterator<Item = &'a Changes>,
     ) -> Option<ErrorAnswer> {
-        let defines = changes.into_iter().any(|changes| {
-            matches!(changes.statement, Some(Change::Define(..))) || matches!(changes.portal, Some(Change::Define(..)))
-        });
+        let limit = self.limits.names;
+        let (mut defines, mut full) = (false, false);
+        for Changes { statement, portal } in changes {
+            defines |= matches!(statement, Some(Change::Define(..))) || matches!(portal, Some(Change::Define(..)));
+            full |=
+                self.statements.overflow(statement.as_ref(), limit) || self.portals.overflow(portal.as_ref(), limit);
+        }
+        if full {
+            return Some(over(format!(
+                "the session has {limit} prepared statements or portals, the limit of limits.prepared_statements"
+            )));
+        }
         if defines {
-            if self.statements.len().max(self.portals.len()) >= self.limits.names {
-                return Some(over(format!(
-                    "the session has {} prepared statements or portals, the limit of limits.prepared_statements",
-                    self.limits.names
-                )));
-            }
             if self.kept_text.load(std::sync::atomic::Ordering::Relaxed) > KEPT_TEXT_BYTES {
                 return Some(over(format!(
                     "the session's prepared statements hold over {KEPT_TEXT_BYTES} bytes of text"
@@ -591,11 +594,16 @@ fn no_statement(name: &str) -> ErrorAnswer {
     ErrorAnswer { severity: Severity::Error, sqlstate: "26000", message, detail, hint }
 }
 
-/// What the server itself says of a portal or cursor that does not exist.
+/// What the server itself says of a portal that does not exist.
 fn no_portal(name: &str) -> ErrorAnswer {
     let (detail, hint) = (String::new(), String::new());
     let message = format!("portal \"{name}\" does not exist");
     ErrorAnswer { severity: Severity::Error, sqlstate: "34000", message, detail, hint }
+}
+
+/// The same of a cursor: one and the same thing, under the name that SQL has for it.
+fn no_cursor(name: &str) -> ErrorAnswer {
+    ErrorAnswer { message: format!("cursor \"{name}\" does not exist"), ..no_portal(name) }
 }
 
 fn copies_of(reading: &Reading) -> Copies {

@@ -1,0 +1,12 @@
+//! The daemon's life: it is killed, its disk fills up, its policies change under open sessions, it is set up wrongly;
+//! and whoever tries to get round it meanwhile is refused, and on the record.
+
+mod configuration;
+mod disk;
+mod kill;
+mod pins;
+mod policies;
+mod sockets;
+mod stage;
+mod unrecorded;
+mod ways;

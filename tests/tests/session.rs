@@ -1,0 +1,16 @@
+//! An agent's PostgreSQL session through Weir: real kernel, real server, real clients.
+
+#[path = "session/cancel.rs"]
+mod cancel;
+#[path = "session/clients.rs"]
+mod clients;
+#[path = "session/identity.rs"]
+mod identity;
+#[path = "session/player.rs"]
+mod player;
+#[path = "session/record.rs"]
+mod record;
+#[path = "session/refusals.rs"]
+mod refusals;
+#[path = "session/same.rs"]
+mod same;

@@ -1,0 +1,105 @@
+//! What the record says of a session.
+
+use anyhow::{Context, Result, ensure};
+use end_to_end::{Database, Weir};
+use serde_json::{Value, json};
+
+use crate::player::{Style, play};
+
+const SCENARIOS: &str = include_str!("record.py");
+/// All but deletes, `admin` too.
+const POLICY: &str = r#"
+    @id("keepers")
+    @description("Keepers do everything.")
+    permit (principal in Group::"corp/keepers", action, resource);
+    @id("nothing-is-deleted")
+    @description("Nothing is deleted.")
+    forbid (principal, action == Action::"delete", resource);
+"#;
+const SECRET: &str = "hunter2-and-more";
+
+/// All events of one kind, oldest first.
+pub(crate) fn events(weir: &Weir, kind: &str) -> Result<Vec<Value>> {
+    let log = weir.weir(["log", "--json"])?.succeeded()?;
+    let rows = log.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+    Ok(rows.into_iter().filter_map(|mut row| row["event"].get_mut(kind).map(Value::take)).collect())
+}
+
+#[test]
+fn the_record_has_statements_parameters_decisions_answers_and_never_a_secret() -> Result<()> {
+    let database = Database::create()?;
+    let weir = Weir::start(|setup| {
+        setup.policy("keepers.cedar", POLICY)?;
+        setup.agent("claude", &["keepers"])?;
+        setup.connection("orders", &database)
+    })?;
+    let agent = weir.agent("claude")?;
+    play(&agent, &database, SCENARIOS, "everything", Style::Brief)?;
+
+    let starts = events(&weir, "session_start")?;
+    let start = starts.first().context("no session")?;
+    assert_eq!((&start["agent"], &start["connection"]), (&json!("claude"), &json!("orders")));
+    assert_eq!((&start["subject"], &start["groups"]), (&json!(agent.person().subject), &json!(["corp/keepers"])));
+    ensure!(start["executable"].as_str().is_some_and(|path| path.contains("python3")), "{start}");
+
+    let requests = events(&weir, "request")?;
+    let outcomes = events(&weir, "outcome")?;
+    let asked = |sql: &str, kind: &str| -> Result<(&Value, &Value)> {
+        let found =
+            |request: &&Value| request["kind"] == kind && request["sql"].as_str().is_some_and(|s| s.contains(sql));
+        let request = requests.iter().find(found).with_context(|| format!("{kind} {sql} isn't on the record"))?;
+        let outcome = outcomes.iter().find(|outcome| outcome["request"] == request["request"]);
+        Ok((request, outcome.with_context(|| format!("{sql} has no outcome"))?))
+    };
+
+    let (request, outcome) = asked("SELECT id, name FROM customers", "simple")?;
+    assert_eq!(request["accesses"], json!(["select public.customers (id, name)"]));
+    assert_eq!(
+        (&request["decision"]["allowed"], &request["decision"]["policies"]),
+        (&json!(true), &json!(["keepers"]))
+    );
+    assert_eq!(
+        (&outcome["tags"], &outcome["rows"], &outcome["error"]),
+        (&json!(["SELECT 3"]), &json!(3), &Value::Null)
+    );
+
+    let (request, outcome) = asked("SELECT name FROM customers WHERE id = $1", "execute")?;
+    assert_eq!(request["parameters"], json!([{ "text": "42" }, null]));
+    assert_eq!((&outcome["tags"], &outcome["rows"]), (&json!(["SELECT 1"]), &json!(1)));
+
+    let (request, outcome) = asked("DELETE FROM orders", "simple")?;
+    assert_eq!(request["decision"]["policies"], json!(["nothing-is-deleted"]));
+    assert_eq!(request["decision"]["allowed"], json!(false));
+    assert_eq!((&outcome["error"][0], &outcome["tags"]), (&json!("42501"), &json!([])));
+
+    let (_, outcome) = asked("SELECT 1/0", "simple")?;
+    assert_eq!((&outcome["error"], &outcome["tags"]), (&json!(["22012", "division by zero"]), &json!(["SELECT 1"])));
+
+    let (_, outcome) = asked("COPY customers FROM STDIN", "simple")?;
+    assert_eq!(outcome["tags"], json!(["COPY 1"]));
+
+    let end = events(&weir, "session_end")?;
+    assert_eq!((&end[0]["reason"], &end[0]["refused"]), (&json!("closed by the agent"), &json!(2)));
+
+    // In full: the answers' and the COPY's own bytes.
+    let session = start["session"].as_str().context("no session")?;
+    let shown = weir.weir(["show", session, "--json"])?.succeeded()?;
+    ensure!(shown.contains("customer 42") && shown.contains("copied in"), "{shown}");
+    let page = weir.weir(["show", session])?.succeeded()?;
+    ensure!(page.contains("customer 42") && page.contains("nothing-is-deleted"), "{page}");
+    let refused = weir.weir(["log", "--decision", "deny"])?.succeeded()?;
+    ensure!(refused.contains("DELETE FROM orders") && !refused.contains("SELECT id"), "{refused}");
+
+    // Passwords are nowhere, whether their statement ran, failed, was prepared or could not be read.
+    ensure!(shown.matches("<secret ").count() >= 4, "each secret is there as a digest:\n{shown}");
+    for (place, text) in [("show --json", &shown), ("show", &page), ("the daemon's log", &weir.log())] {
+        ensure!(!text.contains(SECRET), "the secret is in {place}");
+    }
+    let files = weir.setup().folder().join("record");
+    for file in std::fs::read_dir(files)? {
+        let bytes = std::fs::read(file?.path())?;
+        let found = bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes());
+        ensure!(!found, "the secret is in the store");
+    }
+    Ok(())
+}

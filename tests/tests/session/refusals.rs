@@ -1,0 +1,271 @@
+//! What is refused: the agent gets PostgreSQL's own kind of error, and the server is left as such an error leaves it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use end_to_end::{Database, Setup, Weir};
+
+use crate::player::{Style, play, words};
+
+const SCENARIOS: &str = include_str!("refused.py");
+/// Reads and changes rows, but deletes none.
+const WRITERS: &str = r#"
+    @id("writers")
+    @description("Writers read and change rows.")
+    permit (
+        principal in Group::"corp/writers",
+        action in [Action::"read", Action::"insert", Action::"update", Action::"copyFrom", Action::"session"],
+        resource
+    );
+    @id("orders-stay")
+    @description("Orders are never deleted.")
+    forbid (principal, action == Action::"delete", resource == Table::"orders/DATABASE/public/orders");
+"#;
+/// The same without `update`.
+const READERS: &str = r#"
+    @id("readers")
+    @description("Writers only read.")
+    permit (principal in Group::"corp/writers", action in [Action::"read", Action::"session"], resource);
+"#;
+const NO_POLICY: &str = "E 42501 Weir refused this statement: ";
+
+fn declare(setup: &mut Setup, database: &Database) -> Result<()> {
+    setup.policy("writers.cedar", &WRITERS.replace("DATABASE", &database.name))?;
+    setup.set("limits.statement_bytes", 100_000)?;
+    setup.set("daemon.refusal_hint", "ask the people of the database")?;
+    setup.agent("claude", &["writers"])?;
+    setup.connection("orders", database)
+}
+
+/// A daemon, and a way to play scenarios through it.
+struct Stage {
+    weir: Weir,
+    database: Database,
+}
+
+impl Stage {
+    fn set() -> Result<Self> {
+        let database = Database::create()?;
+        let weir = Weir::start(|setup| declare(setup, &database))?;
+        Ok(Self { weir, database })
+    }
+
+    /// What the client shows; refusals without what follows their first words when that says `…`.
+    fn plays(&self, scenario: &str, expected: &[&str]) -> Result<()> {
+        let shown = play(&self.weir.agent("claude")?, &self.database, SCENARIOS, scenario, Style::Brief)?;
+        let lines: Vec<_> = shown.lines().collect();
+        let fits = |(line, expected): (&&str, &&str)| match expected.split_once('…') {
+            Some((start, rest)) => line.starts_with(start) && rest.split('…').all(|part| line.contains(part)),
+            None => line == expected,
+        };
+        let all_fit = lines.len() == expected.len() && lines.iter().zip(expected).all(fits);
+        ensure!(all_fit, "scenario {scenario}: expected\n{}\nbut got\n{shown}", expected.join("\n"));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_refusal_names_policy_reason_and_hint_and_the_session_goes_on() -> Result<()> {
+    let stage = Stage::set()?;
+    let forbidden =
+        "E 42501 Weir refused this statement: …Orders are never deleted.…orders-stay…ask the people of the database";
+    let unpermitted = "E 42501 Weir refused this statement: …no policy permits…ask the people of the database";
+    stage.plays(
+        "statement",
+        &[
+            "Z I",
+            forbidden,
+            "Z I",
+            "T",
+            "D customer 1",
+            "C SELECT 1",
+            "Z I",
+            forbidden,
+            "Z I",
+            unpermitted,
+            "Z I",
+            unpermitted,
+            "Z I",
+            unpermitted,
+            "Z I",
+            "E 42601 syntax error at or near \"SELEC\"…",
+            "Z I",
+        ],
+    )?;
+    assert_eq!(stage.database.sql("SELECT count(*) FROM orders")?, "1000");
+    Ok(())
+}
+
+#[test]
+fn a_refusal_fails_the_transaction_on_the_server_as_well() -> Result<()> {
+    let refused = format!("{NO_POLICY}…");
+    let aborted = "E 25P02 current transaction is aborted, commands ignored until end of transaction block";
+    Stage::set()?.plays(
+        "transaction",
+        &[
+            "Z I",
+            "C BEGIN",
+            "Z T",
+            "C UPDATE 1",
+            "Z T",
+            &refused,
+            "Z E",
+            aborted,
+            "Z E",
+            "C ROLLBACK",
+            "Z I",
+            "T",
+            "D customer 1",
+            "C SELECT 1",
+            "Z I",
+            "C BEGIN",
+            "C SAVEPOINT",
+            "Z T",
+            &refused,
+            "Z E",
+            "C ROLLBACK",
+            "T",
+            "D goes on",
+            "C SELECT 1",
+            "C COMMIT",
+            "Z I",
+        ],
+    )
+}
+
+#[test]
+fn one_refused_statement_refuses_all_of_its_message_and_none_runs() -> Result<()> {
+    let refused = format!("{NO_POLICY}…");
+    let look = ["T", "D customer 1", "C SELECT 1", "Z I"];
+    let expected: Vec<&str> =
+        [&["Z I", &refused, "Z I"][..], &look, &[&refused, "Z I"], &look].into_iter().flatten().copied().collect();
+    Stage::set()?.plays("several", &expected)
+}
+
+#[test]
+fn a_refusal_in_a_pipeline_skips_to_sync_and_undoes_what_came_before() -> Result<()> {
+    let refused = format!("{NO_POLICY}…");
+    Stage::set()?.plays(
+        "pipeline",
+        &["Z I", "1", "2", "C UPDATE 1", &refused, "Z I", "1", "2", "D customer 1", "C SELECT 1", "Z I"],
+    )
+}
+
+#[test]
+fn names_that_do_not_exist_are_the_server_s_own_errors() -> Result<()> {
+    let refused = format!("{NO_POLICY}…");
+    Stage::set()?.plays(
+        "names",
+        &[
+            "Z I",
+            "E 26000 prepared statement \"nobody made it\" does not exist",
+            "Z I",
+            "E 26000 unnamed prepared statement does not exist",
+            "Z I",
+            "E 34000 portal \"no portal\" does not exist",
+            "Z I",
+            "E 26000 prepared statement \"nor this\" does not exist",
+            "Z I",
+            "E 26000 prepared statement \"nothing\" does not exist",
+            "Z I",
+            "C BEGIN",
+            "Z T",
+            "E 34000 cursor \"nowhere\" does not exist",
+            "Z E",
+            "C ROLLBACK",
+            "Z I",
+            "1",
+            &refused,
+            "Z I",
+            &refused,
+            "Z I",
+            "E 26000 prepared statement \"refused\" does not exist",
+            "Z I",
+        ],
+    )
+}
+
+#[test]
+fn a_prepared_statement_is_decided_anew_after_the_policies_changed() -> Result<()> {
+    let stage = Stage::set()?;
+    let words = words(SCENARIOS, "after_reload", &stage.database, Style::Brief)?;
+    let mut command = stage.weir.agent("claude")?.program(words)?.into_command();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let mut next = || -> Result<String> { Ok(lines.next().context("the client has ended")??) };
+    while next()? != "prepared" {}
+    stage.weir.setup().policy("writers.cedar", READERS)?;
+    stage.weir.weir(["policy", "reload"])?.succeeded()?;
+    writeln!(stdin, "go on")?;
+    for _ in 0..2 {
+        let refusal = next()?;
+        ensure!(refusal.starts_with(NO_POLICY) && refusal.contains("update"), "{refusal}");
+        assert_eq!(next()?, "Z I");
+    }
+    assert_eq!([next()?, next()?, next()?, next()?], ["T", "D customer 1", "C SELECT 1", "Z I"]);
+    assert!(child.wait()?.success());
+    Ok(())
+}
+
+#[test]
+fn what_the_protocol_has_no_place_for_is_refused_by_name() -> Result<()> {
+    let stage = Stage::set()?;
+    for (scenario, error) in [
+        ("function_call", "E 08P01 …function calls by OID (message type `F`) are not forwarded"),
+        ("unknown_type", "E 08P01 …a message of type `y` is not forwarded"),
+        ("trailing_bytes", "E 08P01 …a message of type `Q`"),
+        ("oversized", "E 54000 …over the limit of …limits.message_bytes"),
+        ("too_short", "E 08P01 …claims 3 bytes"),
+    ] {
+        stage.plays(scenario, &["Z I", error, "closed"])?;
+    }
+    stage.plays("query_in_copy", &["Z I", "G", "E 08P01 …`Q`…COPY data", "closed"])?;
+    let long = "E 54000 …over the limit of 100000 (limits.statement_bytes)";
+    stage.plays("long_statement", &["Z I", long, "Z I", "T", "D 1", "C SELECT 1", "Z I"])?;
+    assert_eq!(stage.database.sql("SELECT count(*) FROM customers")?, "100");
+    Ok(())
+}
+
+#[test]
+fn a_start_up_that_is_refused_says_why() -> Result<()> {
+    let stage = Stage::set()?;
+    for (scenario, error) in [
+        ("replication", "E 08P01 …replication connections are not forwarded"),
+        ("encoding", "E 08P01 …client_encoding `SJIS` is not spoken here"),
+        ("start_option", "E 42501 …`session_replication_role`"),
+        ("other_database", "E 42501 …connection `orders` has the database"),
+    ] {
+        stage.plays(scenario, &[error, "closed"])?;
+    }
+    stage.plays("old_protocol", &["E 08P01 …protocol 2.0 is not spoken here", "closed"])?;
+    stage.plays("stuffed", &["E 08P01 …bytes followed a request for encryption", "closed"])
+}
+
+#[test]
+fn each_limit_is_enforced_and_named() -> Result<()> {
+    let database = Database::create()?;
+    let weir = Weir::start(|setup| {
+        declare(setup, &database)?;
+        setup.set("limits.connections_per_agent", 2)?;
+        setup.set("limits.idle", "2s")?;
+        setup.set("limits.startup", "2s")?;
+        setup.set("limits.prepared_statements", 3)?;
+        setup.set("limits.pipeline", 16)
+    })?;
+    let stage = Stage { weir, database };
+    let full = "E 53300 …limits.connections_per_agent";
+    stage.plays("connections", &["Z I", "Z I", full, "closed", "T", "D the first goes on", "C SELECT 1", "Z I"])?;
+    stage.plays("idle", &["Z I", "E 57P05 …limits.idle", "closed"])?;
+    stage.plays("silent", &["closed"])?;
+    let names = "E 54000 …limits.prepared_statements";
+    stage.plays(
+        "many_names",
+        &["Z I", "1", "1", "1", names, "Z I", "2", "D 1", "C SELECT 1", "Z I", "C DEALLOCATE ALL", "Z I", "1", "Z I"],
+    )?;
+    // A pipeline over its limit is only read more slowly.
+    let shown = play(&stage.weir.agent("claude")?, &stage.database, SCENARIOS, "long_pipeline", Style::Brief)?;
+    assert_eq!(shown.lines().filter(|line| *line == "C SELECT 1").count(), 200, "{shown}");
+    Ok(())
+}
