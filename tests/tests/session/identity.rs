@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::{Agent, Database, Program, UnixUser, Weir, servers, sign, wait_until};
+use end_to_end::{Agent, Database, Program, Setup, UnixUser, Weir, servers, sign, wait_until};
 use serde_json::{Value, json};
 
 use crate::player::{EVERYTHING, Style, words};
@@ -20,15 +20,19 @@ fn weir(database: &Database, starter: Option<&UnixUser>) -> Result<Weir> {
     Weir::start(|setup| {
         setup.policy("everything.cedar", EVERYTHING)?;
         setup.agent("claude", &["all"])?;
-        if let (Some(starter), Some(agents)) = (starter, setup.config["agent"].as_array_mut()) {
-            let agent = agents[0].as_table_mut().context("an agent is a table")?;
-            agent.insert("starters".into(), vec![starter.name.clone()].into());
+        if let Some(starter) = starter {
+            first(setup, "agent")?.insert("starters".into(), vec![starter.name.clone()].into());
         }
         // A token counts to the second here.
-        let issuers = setup.config["issuer"].as_array_mut().context("issuers are an array")?;
-        issuers[0].as_table_mut().context("an issuer is a table")?.insert("leeway".into(), "0s".into());
+        first(setup, "issuer")?.insert("leeway".into(), "0s".into());
         setup.connection("orders", database)
     })
+}
+
+/// The first table of the array `name` of the configuration.
+fn first<'a>(setup: &'a mut Setup, name: &str) -> Result<&'a mut toml::Table> {
+    let array = setup.config.get_mut(name).and_then(toml::Value::as_array_mut);
+    array.and_then(|array| array.first_mut()?.as_table_mut()).with_context(|| format!("no [[{name}]]"))
 }
 
 /// A session that asks something whenever it is told to.

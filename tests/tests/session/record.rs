@@ -22,7 +22,7 @@ const SECRET: &str = "hunter2-and-more";
 pub(crate) fn events(weir: &Weir, kind: &str) -> Result<Vec<Value>> {
     let log = weir.weir(["log", "--json"])?.succeeded()?;
     let rows = log.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
-    Ok(rows.into_iter().filter_map(|mut row| row["event"].get_mut(kind).map(Value::take)).collect())
+    Ok(rows.into_iter().filter_map(|mut row| row.get_mut("event")?.get_mut(kind).map(Value::take)).collect())
 }
 
 #[test]

@@ -497,12 +497,8 @@ impl<J: Judge> Machine<J> {
                 "the session has {limit} prepared statements or portals, the limit of limits.prepared_statements"
             )));
         }
-        if defines {
-            if self.kept_text.load(std::sync::atomic::Ordering::Relaxed) > KEPT_TEXT_BYTES {
-                return Some(over(format!(
-                    "the session's prepared statements hold over {KEPT_TEXT_BYTES} bytes of text"
-                )));
-            }
+        if defines && self.kept_text.load(std::sync::atomic::Ordering::Relaxed) > KEPT_TEXT_BYTES {
+            return Some(over(format!("the session's prepared statements hold over {KEPT_TEXT_BYTES} bytes of text")));
         }
         let mut readings = std::iter::once(reading).chain(named.iter().map(AsRef::as_ref));
         readings.find_map(|reading| self.judge.forwarding(reading).err()).map(over)
