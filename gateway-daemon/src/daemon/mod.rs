@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use secrecy::SecretString;
 
 use crate::{
@@ -32,7 +33,7 @@ use crate::{
     },
     record::{AdminEvent, Event, Recorder, StoreError},
     redirect::{
-        Kernel, RedirectError,
+        self, Kernel, Protected, RedirectError,
         cgroup::{CgroupError, CgroupId, CgroupRoot},
     },
 };
@@ -79,6 +80,8 @@ struct Weir {
     started: SystemTime,
     cgroups: CgroupRoot,
     kernel: Arc<Kernel>,
+    /// The protected addresses in force in the kernel.
+    protected: Arc<ArcSwap<Vec<Protected>>>,
     recorder: Recorder,
     policies: Arc<Policies>,
     issuers: Vec<Arc<Issuer>>,
@@ -117,7 +120,7 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
     let listener = Listener::bind(&weir.kernel, options.port)?;
     let control = crate::control::Server::bind(&weir.config.control_socket(), 0o666)?;
     let events = weir.kernel.events()?;
-    tokio::spawn(targets::keep_fresh(weir.config.clone(), weir.kernel.clone(), resolved));
+    tokio::spawn(targets::keep_fresh(weir.config.clone(), weir.kernel.clone(), weir.protected.clone(), resolved));
     tokio::spawn(
         refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events),
     );
@@ -192,7 +195,10 @@ async fn watch_sockets(weir: Arc<Weir>) {
 impl Weir {
     /// Leads an accepted connection to its session.
     async fn take(self: Arc<Self>, accepted: Accepted) {
-        let target = usize::try_from(accepted.connection).ok().and_then(|index| self.targets.get(index)).cloned();
+        // The kernel noted the index when the agent connected; the address must still be that connection's.
+        let meant = redirect::connection_of(&self.protected.load(), accepted.origin);
+        let index = meant.filter(|&index| index == accepted.connection).and_then(|index| usize::try_from(index).ok());
+        let target = index.and_then(|index| self.targets.get(index)).cloned();
         let run = self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get()));
         match (run, target) {
             (Some(run), Some(target)) => serve::serve(self.front.clone(), accepted, run, target).await,
