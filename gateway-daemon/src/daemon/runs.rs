@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{Group, Uid, User};
+use nix::unistd::{Gid, Group, Uid, User};
 use secrecy::{SecretString, zeroize::Zeroizing};
 
 use super::Weir;
@@ -156,7 +156,27 @@ fn user_of(agent: &config::Agent) -> Result<User, Refused> {
     if user.uid.is_root() {
         return Err(Refused::new(format!("agent `{}`: the user `{}` is root", agent.name, agent.user)));
     }
+    if let Some(why) = primary_group_fault(user.gid)? {
+        return Err(Refused::new(format!(
+            "agent `{}`: the primary group of the user `{}` {why}; give it another: `usermod -g`",
+            agent.name, agent.user
+        )));
+    }
     Ok(user)
+}
+
+/// What is wrong with a group as an agent's primary one, which cannot be left out as supplementary ones are.
+fn primary_group_fault(gid: Gid) -> Result<Option<String>, Refused> {
+    if gid.as_raw() == 0 {
+        return Ok(Some("is root's".to_owned()));
+    }
+    match Group::from_gid(gid) {
+        Ok(Some(group)) if RUNTIME_GROUPS.contains(&group.name.as_str()) => {
+            Ok(Some(format!("is `{}`, whose members may speak to a container runtime", group.name)))
+        }
+        Ok(Some(_) | None) => Ok(None),
+        Err(error) => Err(Refused::new(format!("group {gid} cannot be looked up: {error}"))),
+    }
 }
 
 /// Where a renewed token appears: what the starter names, else what the configuration says.
