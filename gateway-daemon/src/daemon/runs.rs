@@ -30,6 +30,8 @@ use crate::{
 
 /// How often a token file is looked at.
 const TOKEN_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the reading of a token may take: its file may lie on a network.
+const TOKEN_DEADLINE: Duration = Duration::from_secs(2);
 /// How often an adopted run is looked at.
 const ADOPTED: Duration = Duration::from_secs(5);
 /// Groups whose members may speak to a container runtime, and so reach everything.
@@ -99,10 +101,7 @@ async fn run(
         return Err(Refused::new("the request came without its three descriptors; use `weir run`"));
     };
     let token_file = token_file(&agent, &request, starter)?;
-    let token = match descriptors.next() {
-        Some(file) => read_token(file)?,
-        None => token_file.read().map_err(|error| Refused::new(error.to_string()))?,
-    };
+    let token = first_token(descriptors.next(), &token_file).await?;
     let identity = verify(weir, &agent, &token).await?;
     let begun = begin(weir, &agent, &user, identity, starter, &token_file)?;
     let spec = spec(weir, &agent, &user, &begun.folder, request, starter)?;
@@ -192,20 +191,48 @@ fn token_file(agent: &config::Agent, request: &RunRequest, starter: u32) -> Resu
     }
 }
 
-/// Reads a token from a file that its caller opened: what they cannot open is not opened for them.
-pub(super) fn read_token_of(file: OwnedFd) -> Result<SecretString, String> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    let limit = u64::try_from(MAX_TOKEN_LEN).unwrap_or(u64::MAX).saturating_add(3);
-    File::from(file)
-        .take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("the token cannot be read: {error}"))?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| "the token is not text".to_owned())?;
-    Ok(text.trim_end_matches(['\r', '\n']).into())
+/// The token to begin with: what a starter names they have opened themselves.
+async fn first_token(opened: Option<OwnedFd>, file: &TokenFile) -> Result<SecretString, Refused> {
+    match (opened, file.named_by) {
+        (Some(opened), _) => read_token_of(opened).await.map_err(Refused::new),
+        (None, NamedBy::Configuration) => {
+            let file = file.clone();
+            blocking(move || file.read()).await?.map_err(|error| Refused::new(error.to_string()))
+        }
+        (None, NamedBy::Starter) => {
+            Err(Refused::new("the request names a token file and came without its descriptor; use `weir run`"))
+        }
+    }
 }
 
-fn read_token(file: OwnedFd) -> Result<SecretString, Refused> {
-    read_token_of(file).map_err(Refused::new)
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Refused::new(format!("the daemon failed: {error}")))
+}
+
+/// Reads a token from a file that its caller opened: what they cannot open is not opened for them.
+pub(super) async fn read_token_of(file: OwnedFd) -> Result<SecretString, String> {
+    let reading = tokio::task::spawn_blocking(move || read_opened(file));
+    match tokio::time::timeout(TOKEN_DEADLINE, reading).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(error)) => Err(format!("the token cannot be read: {error}")),
+        Err(_) => Err(format!("the token could not be read in {TOKEN_DEADLINE:?}")),
+    }
+}
+
+fn read_opened(file: OwnedFd) -> Result<SecretString, String> {
+    let failed = |error| format!("the token cannot be read: {error}");
+    let file = File::from(file);
+    // A pipe may stay silent, and so keep a thread for as long as its writer likes.
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err("the token file is no regular file (a pipe, as `<(…)` makes one, is not read); write the token to a \
+                    file of your own that nobody else can read"
+            .to_owned());
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    let limit = u64::try_from(MAX_TOKEN_LEN).unwrap_or(u64::MAX).saturating_add(3);
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| "the token is not text".to_owned())?;
+    Ok(text.trim_end_matches(['\r', '\n']).into())
 }
 
 async fn verify(weir: &Weir, agent: &config::Agent, token: &SecretString) -> Result<Identity, Refused> {
@@ -383,5 +410,37 @@ fn tell(news: &identity::watch::News) -> (&'static str, String) {
         News::Refused { run, error } => ("token-refused", format!("run {run}: {error}")),
         News::NotApplied { run, error } => ("token-refused", format!("run {run}: {error}")),
         News::Unreadable { run, error } => ("token-unreadable", format!("run {run}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_is_read_from_a_file_and_never_waited_for_at_a_pipe() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"a.b.c\r\n").unwrap();
+        file.rewind().unwrap();
+        assert_eq!(read_token_of(file.into()).await.unwrap().expose_secret(), "a.b.c");
+        let (silent, _writer) = rustix::pipe::pipe().unwrap();
+        assert!(read_token_of(silent).await.unwrap_err().contains("no regular file"));
+    }
+
+    #[tokio::test]
+    async fn a_starters_token_file_is_not_opened_for_them() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let file = TokenFile { path: named.path().to_owned(), named_by: NamedBy::Starter, starter: 0 };
+        assert!(first_token(None, &file).await.unwrap_err().message.contains("without its descriptor"));
+    }
+
+    #[test]
+    fn an_agents_primary_group_is_not_roots() {
+        assert!(primary_group_fault(Gid::from_raw(0)).unwrap().is_some());
+        assert!(primary_group_fault(Gid::from_raw(54_321)).unwrap().is_none());
     }
 }
