@@ -352,16 +352,12 @@ fn subordinate(name: &str, uid: u32) -> Vec<UidRange> {
 /// Forgets cgroups of runs whose processes are gone. Those that live stay agents, without an identity.
 fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel) -> Result<(), StartError> {
     for id in kernel.enrolled()? {
-        let path = cgroups.path_of(id);
-        if path.as_deref().is_some_and(|path| cgroups.is_populated(path).unwrap_or(true)) {
-            continue;
+        match cgroups.path_of(id) {
+            Ok(Some(path)) if !cgroups.remove_if_empty(&path) => {}
+            Ok(Some(_) | None) => kernel.unenrol(id)?,
+            // It may live: then it must stay an agent's.
+            Err(error) => tracing::warn!(%error, cgroup = id.get(), "whether a run lives cannot be told"),
         }
-        if let Some(path) = path
-            && let Err(error) = cgroups.remove(&path)
-        {
-            tracing::warn!(%error, "the cgroup of a run that ended is left over");
-        }
-        kernel.unenrol(id)?;
     }
     Ok(())
 }

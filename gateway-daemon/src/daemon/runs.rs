@@ -103,7 +103,10 @@ async fn run(
     let token_file = token_file(&agent, &request, starter)?;
     let token = first_token(descriptors.next(), &token_file).await?;
     let identity = verify(weir, &agent, &token).await?;
-    let begun = begin(weir, &agent, &user, identity, starter, &token_file)?;
+    let begun = {
+        let (weir, agent, user, file) = (weir.clone(), agent.clone(), user.clone(), token_file.path.clone());
+        blocking(move || begin(&weir, &agent, &user, identity, starter, file)).await??
+    };
     let spec = spec(weir, &agent, &user, &begun.folder, request, starter)?;
     let mut running = weir.launcher.launch(spec, [stdin, stdout, stderr]).await?;
     begun.run.note_pid(running.pid.unsigned_abs());
@@ -246,17 +249,17 @@ struct Begun {
     weir: Arc<Weir>,
     run: Arc<Run>,
     cgroup: String,
-    kernel_id: CgroupId,
     folder: PathBuf,
 }
 
+/// Makes the cgroup and enrols the run in it. Blocks: it waits for the disk.
 fn begin(
     weir: &Arc<Weir>,
     agent: &config::Agent,
     user: &User,
     identity: Identity,
     starter: u32,
-    token_file: &TokenFile,
+    token_file: PathBuf,
 ) -> Result<Begun, Refused> {
     let id: RunId = weir.registry.next_run_id();
     let cgroup = format!("{}/agents/{}/{id}", weir.config.daemon.cgroup, agent.name);
@@ -267,7 +270,7 @@ fn begin(
         uid: user.uid.as_raw(),
         cgroup: identity::CgroupId(kernel_id.get()),
         starter,
-        token_file: Some(token_file.path.clone()),
+        token_file: Some(token_file),
         identity,
     };
     let folder = weir.cgroups.path(&cgroup);
@@ -279,7 +282,7 @@ fn begin(
             return Err(Refused::new(error.to_string()));
         }
     };
-    let begun = Begun { weir: weir.clone(), run, cgroup, kernel_id, folder };
+    let begun = Begun { weir: weir.clone(), run, cgroup, folder };
     weir.kernel.enrol(kernel_id).map_err(|error| failed("the kernel does not take the run's cgroup", &error))?;
     Ok(begun)
 }
@@ -289,11 +292,20 @@ impl Drop for Begun {
         if self.weir.stopping.load(std::sync::atomic::Ordering::Acquire) {
             return;
         }
-        if let Err(error) = self.weir.registry.end(self.run.id) {
-            tracing::error!(%error, "a run cannot be ended");
-        }
-        // First the processes, then the kernel's entry: as long as one lives, the cgroup must be an agent's.
-        self.weir.kill_and_remove(self.cgroup.clone(), self.kernel_id);
+        // First the identity, then the processes, then the kernel's entry and the uid: as long as one process lives, the
+        // cgroup must be an agent's, and the uid nobody else's.
+        let (weir, run, cgroup) = (self.weir.clone(), self.run.clone(), std::mem::take(&mut self.cgroup));
+        tokio::spawn(async move {
+            end(&weir, &run).await;
+            weir.kill_and_remove(cgroup, run);
+        });
+    }
+}
+
+async fn end(weir: &Weir, run: &Run) {
+    let id = run.id;
+    if let Err(error) = weir.change_registry(move |registry| registry.end(id)).await {
+        tracing::error!(%error, "the end of a run is not written down");
     }
 }
 
@@ -311,27 +323,41 @@ pub(super) fn adopt(weir: &Arc<Weir>) {
         }
         tokio::spawn(until_empty(weir.clone(), run));
     }
+    for run in weir.registry.ended() {
+        let weir = weir.clone();
+        tokio::spawn(async move {
+            match cgroup_of(&weir, &run).await {
+                Some(cgroup) => weir.kill_and_remove(cgroup, run),
+                None => weir.forget(&run).await,
+            }
+        });
+    }
+}
+
+/// The cgroup of a run of an earlier daemon; `None` when it is gone for certain.
+async fn cgroup_of(weir: &Weir, run: &Run) -> Option<String> {
+    let id = CgroupId::new(run.cgroup.0)?;
+    loop {
+        let cgroups = weir.cgroups.clone();
+        match tokio::task::spawn_blocking(move || cgroups.path_of(id)).await {
+            Ok(Ok(found)) => return found,
+            Ok(Err(error)) => tracing::warn!(%error, run = %run.id, "whether a run lives cannot be told"),
+            Err(error) => tracing::error!(%error, "the cgroups could not be looked through"),
+        }
+        tokio::time::sleep(ADOPTED).await;
+    }
 }
 
 /// Ends an adopted run when no process is left in its cgroup.
 async fn until_empty(weir: Arc<Weir>, run: Arc<Run>) {
-    let Some(kernel_id) = CgroupId::new(run.cgroup.0) else { return };
-    let cgroup = loop {
-        match weir.cgroups.path_of(kernel_id) {
-            Some(path) if weir.cgroups.is_populated(&path).unwrap_or(true) => tokio::time::sleep(ADOPTED).await,
-            gone => break gone,
+    if let Some(cgroup) = cgroup_of(&weir, &run).await {
+        while !weir.cgroups.remove_if_empty(&cgroup) {
+            tokio::time::sleep(ADOPTED).await;
         }
-    };
-    if let Err(error) = weir.registry.end(run.id) {
-        tracing::error!(%error, "a run cannot be ended");
     }
+    end(&weir, &run).await;
     weir.record_admin(None, "run-end", format!("agent `{}`, run {}: its last process ended", run.agent, run.id));
-    if let Some(cgroup) = cgroup {
-        weir.remove_cgroup(&cgroup);
-    }
-    if let Err(error) = weir.kernel.unenrol(kernel_id) {
-        tracing::error!(%error, "the kernel keeps a run's cgroup");
-    }
+    weir.forget(&run).await;
 }
 
 fn spec(
