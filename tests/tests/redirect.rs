@@ -419,13 +419,13 @@ fn a_cgroup_that_is_killed_is_empty_and_can_be_removed() -> Result<()> {
     let root = field.cgroups();
     let cgroup = root.of_process(running.pid()).context("no cgroup")?;
     assert_eq!(root.id(&cgroup)?, id);
-    assert_eq!(root.path_of(id).as_deref(), Some(cgroup.as_str()));
+    assert_eq!(root.path_of(id)?.as_deref(), Some(cgroup.as_str()));
     assert!(root.is_populated(&cgroup)?);
     root.kill(&cgroup)?;
     poll("the cgroup to be empty", || Ok(!root.is_populated(&cgroup)?))?;
     running.kill()?;
     root.remove(&cgroup)?;
-    assert_eq!(root.path_of(id), None);
+    assert_eq!(root.path_of(id)?, None);
     Ok(())
 }
 

@@ -244,12 +244,24 @@ fn serve(path: &Path, args: &DaemonArgs) -> Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    raise_file_limit();
     let options = Options {
         recording: if args.unsafe_no_record { Recording::UnsafeOff } else { Recording::On },
         port: if args.unprivileged_port { PortKeeping::ProgramsAlone } else { PortKeeping::Privileged },
     };
     daemon::run(config, options, launcher)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A session has two sockets, and the limit on open files is mostly 1024. Behind the launcher's start: what agents inherit
+/// stays as it was.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
+    }
 }
 
 fn run_agent(path: &Path, args: RunArgs) -> Result<ExitCode> {

@@ -8,16 +8,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use secrecy::SecretString;
 
 use crate::{
     accept::{Accepted, Incoming, ListenError, Listener, PortKeeping},
     config::{self, Config},
     identity::{
-        self, Identity, Issuer, Registry, RegistryError, TokenError,
+        self, Identity, Issuer, Registry, RegistryError, Run, TokenError,
         clock::{Clock, SystemClock},
     },
     launch::{Launcher, LauncherProcess, kill_cgroup},
@@ -32,12 +33,11 @@ use crate::{
     },
     record::{AdminEvent, Event, Recorder, StoreError},
     redirect::{
-        Kernel, RedirectError,
+        self, Kernel, Protected, RedirectError,
         cgroup::{CgroupError, CgroupId, CgroupRoot},
     },
 };
 
-mod adopted;
 mod parts;
 mod refusals;
 mod runs;
@@ -52,8 +52,12 @@ pub(crate) use sockets::{may_user_connect as may_connect, open_to_agents as sock
 const DRAIN: Duration = Duration::from_secs(10);
 /// How often Unix sockets are looked at.
 const SOCKETS: Duration = Duration::from_secs(30);
-/// How long a run's processes may take to go once they are killed.
+/// How long a run's processes may take to go once they are killed, before that is told.
 const CGROUP_GONE: Duration = Duration::from_secs(10);
+/// How often the cgroup of a run that was killed is looked at, until then.
+const CGROUP_LOOK: Duration = Duration::from_millis(10);
+/// And from then on.
+const CGROUP_LATE: Duration = Duration::from_secs(1);
 
 /// What the command line says beside the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,8 @@ struct Weir {
     started: SystemTime,
     cgroups: CgroupRoot,
     kernel: Arc<Kernel>,
+    /// The protected addresses in force in the kernel.
+    protected: Arc<ArcSwap<Vec<Protected>>>,
     recorder: Recorder,
     policies: Arc<Policies>,
     issuers: Vec<Arc<Issuer>>,
@@ -118,11 +124,10 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
     let listener = Listener::bind(&weir.kernel, options.port)?;
     let control = crate::control::Server::bind(&weir.config.control_socket(), 0o666)?;
     let events = weir.kernel.events()?;
-    tokio::spawn(targets::keep_fresh(weir.config.clone(), weir.kernel.clone(), resolved));
+    tokio::spawn(targets::keep_fresh(weir.config.clone(), weir.kernel.clone(), weir.protected.clone(), resolved));
     tokio::spawn(
         refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events),
     );
-    tokio::spawn(adopted::attend(weir.clone(), weir.registry.list()));
     tokio::spawn(watch_sockets(weir.clone()));
     runs::adopt(&weir);
     tokio::spawn(verbs::serve(weir.clone(), control));
@@ -194,7 +199,10 @@ async fn watch_sockets(weir: Arc<Weir>) {
 impl Weir {
     /// Leads an accepted connection to its session.
     async fn take(self: Arc<Self>, accepted: Accepted) {
-        let target = usize::try_from(accepted.connection).ok().and_then(|index| self.targets.get(index)).cloned();
+        // The kernel noted the index when the agent connected; the address must still be that connection's.
+        let meant = redirect::connection_of(&self.protected.load(), accepted.origin);
+        let index = meant.filter(|&index| index == accepted.connection).and_then(|index| usize::try_from(index).ok());
+        let target = index.and_then(|index| self.targets.get(index)).cloned();
         let run = self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get()));
         // Whoever has mended the server's sockets need not wait for the next look.
         if target.as_ref().is_some_and(|target| target.withheld.load().is_some()) {
@@ -313,35 +321,55 @@ impl Weir {
         }
     }
 
-    /// Kills what lives in a run's cgroup, and forgets the cgroup once nothing does.
-    fn kill_and_remove(self: &Arc<Self>, cgroup: String, id: CgroupId) {
+    /// Kills what lives in the cgroup of a run that has ended, and forgets the run once the cgroup is gone. Until then it is
+    /// an agent's to the kernel, without an identity, and its uid is nobody else's.
+    fn kill_and_remove(self: &Arc<Self>, cgroup: String, run: Arc<Run>) {
         let weir = self.clone();
         tokio::spawn(async move {
             let folder = weir.cgroups.path(&cgroup);
-            let gone = async {
-                loop {
-                    // Again each time: a fork may have slipped in between.
-                    if let Err(error) = kill_cgroup(&folder)
-                        && error.kind() != io::ErrorKind::NotFound
-                    {
-                        tracing::error!(%error, cgroup, "a run cannot be killed");
-                    }
-                    if !weir.cgroups.is_populated(&cgroup).unwrap_or(false) {
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+            let begun = Instant::now();
+            let mut pause = CGROUP_LOOK;
+            loop {
+                // Again each time: a fork may have slipped in between.
+                let killed = kill_cgroup(&folder);
+                if weir.cgroups.remove_if_empty(&cgroup) {
+                    break;
                 }
-            };
-            if tokio::time::timeout(CGROUP_GONE, gone).await.is_err() {
-                // Whatever lives on is still an agent to the kernel, without an identity: refused.
-                tracing::error!(cgroup, "processes of a run that ended live on; they are refused");
-                return;
+                if pause == CGROUP_LOOK && begun.elapsed() > CGROUP_GONE {
+                    tracing::error!(
+                        error = killed.err().map(|error| error.to_string()),
+                        cgroup,
+                        "processes of a run that ended live on; they are refused"
+                    );
+                    pause = CGROUP_LATE;
+                }
+                tokio::time::sleep(pause).await;
             }
-            weir.remove_cgroup(&cgroup);
-            if let Err(error) = weir.kernel.unenrol(id) {
-                tracing::error!(%error, "the kernel keeps a run's cgroup");
-            }
+            weir.forget(&run).await;
         });
+    }
+
+    /// Forgets a run that has ended and whose cgroup is gone.
+    async fn forget(self: &Arc<Self>, run: &Run) {
+        if let Some(cgroup) = CgroupId::new(run.cgroup.0)
+            && let Err(error) = self.kernel.unenrol(cgroup)
+        {
+            tracing::error!(%error, "the kernel keeps a run's cgroup");
+        }
+        let id = run.id;
+        if let Err(error) = self.change_registry(move |registry| registry.release(id)).await {
+            tracing::error!(%error, "a run's uid stays taken");
+        }
+    }
+
+    /// Changes the registry off the workers, for it waits for the disk.
+    async fn change_registry<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Registry) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, String> {
+        let registry = self.registry.clone();
+        let changed = tokio::task::spawn_blocking(move || change(&registry)).await;
+        changed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_lc_rs::{hmac, rand};
 use tokio::task::spawn_blocking;
 
@@ -22,7 +22,7 @@ use crate::{
         upstream::{ChannelBinding, Roots, TlsMode, TlsSettingsError, UpstreamSettings, UpstreamTls},
     },
     record::StoreSettings,
-    redirect::{RedirectSettings, UidRange},
+    redirect::{Protected, RedirectSettings, UidRange},
     secret::CredentialSource,
     sql::{CacheLimits, ReadingCache},
 };
@@ -138,8 +138,11 @@ pub(super) async fn assemble(
     }
     let cgroups = CgroupRoot::find()?;
     let own = enter_cgroup(&config, &cgroups)?;
-    let kernel = Arc::new(start_kernel(&config, &cgroups, own, &resolved)?);
-    adopted::forget_ended(&cgroups, &kernel, &registry)?;
+    let protected = resolved.protected(&config);
+    let kernel = Arc::new(start_kernel(&config, &cgroups, own, &protected)?);
+    // What an earlier daemon protected may carry the index of another connection: gone before anyone is listened to.
+    kernel.set_protected(&protected)?;
+    forget_ended_runs(&cgroups, &kernel)?;
     let targets = config.connections.iter().map(target).collect::<Result<Vec<_>, _>>()?;
     let sessions = Sessions::new(config.limits.connections, config.limits.connections_per_agent);
     let front = Arc::new(Front {
@@ -161,6 +164,7 @@ pub(super) async fn assemble(
         started: SystemTime::now(),
         cgroups,
         kernel,
+        protected: Arc::new(ArcSwap::from_pointee(protected)),
         recorder,
         policies,
         issuers,
@@ -286,7 +290,7 @@ fn start_kernel(
     config: &Config,
     cgroups: &CgroupRoot,
     daemon_cgroup: CgroupId,
-    resolved: &targets::Resolved,
+    protected: &[Protected],
 ) -> Result<Kernel, StartError> {
     let mut agent_uids = Vec::new();
     for agent in &config.agents {
@@ -322,7 +326,7 @@ fn start_kernel(
             Guard::Host => crate::redirect::Guard::Host,
             Guard::Agents => crate::redirect::Guard::Agents,
         },
-        protected: resolved.protected(config),
+        protected: protected.to_vec(),
         allowed_uids,
         allowed_cgroups,
         agent_uids,
@@ -343,6 +347,19 @@ fn subordinate(name: &str, uid: u32) -> Vec<UidRange> {
             (owner == name || owner == number).then_some(UidRange { first, last })
         })
         .collect()
+}
+
+/// Forgets cgroups of runs whose processes are gone. Those that live stay agents, without an identity.
+fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel) -> Result<(), StartError> {
+    for id in kernel.enrolled()? {
+        match cgroups.path_of(id) {
+            Ok(Some(path)) if !cgroups.remove_if_empty(&path) => {}
+            Ok(Some(_) | None) => kernel.unenrol(id)?,
+            // It may live: then it must stay an agent's.
+            Err(error) => tracing::warn!(%error, cgroup = id.get(), "whether a run lives cannot be told"),
+        }
+    }
+    Ok(())
 }
 
 fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {

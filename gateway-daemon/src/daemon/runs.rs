@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{Group, Uid, User};
+use nix::unistd::{Gid, Group, Uid, User};
 use secrecy::{SecretString, zeroize::Zeroizing};
 
 use super::Weir;
@@ -30,8 +30,10 @@ use crate::{
 
 /// How often a token file is looked at.
 const TOKEN_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the reading of a token may take: its file may lie on a network.
+const TOKEN_DEADLINE: Duration = Duration::from_secs(2);
 /// How often an adopted run is looked at.
-const ADOPTED: Duration = Duration::from_secs(5);
+const ADOPTED: Duration = Duration::from_secs(2);
 /// Groups whose members may speak to a container runtime, and so reach everything.
 const RUNTIME_GROUPS: [&str; 6] = ["docker", "containerd", "podman", "lxd", "incus-admin", "libvirt"];
 /// Folders in which container runtimes have their sockets.
@@ -99,12 +101,12 @@ async fn run(
         return Err(Refused::new("the request came without its three descriptors; use `weir run`"));
     };
     let token_file = token_file(&agent, &request, starter)?;
-    let token = match descriptors.next() {
-        Some(file) => read_token(file)?,
-        None => token_file.read().map_err(|error| Refused::new(error.to_string()))?,
-    };
+    let token = first_token(descriptors.next(), &token_file).await?;
     let identity = verify(weir, &agent, &token).await?;
-    let begun = begin(weir, &agent, &user, identity, starter, &token_file)?;
+    let begun = {
+        let (weir, agent, user, file) = (weir.clone(), agent.clone(), user.clone(), token_file.path.clone());
+        blocking(move || begin(&weir, &agent, &user, identity, starter, file)).await??
+    };
     let spec = spec(weir, &agent, &user, &begun.folder, request, starter)?;
     let mut running = weir.launcher.launch(spec, [stdin, stdout, stderr]).await?;
     begun.run.note_pid(running.pid.unsigned_abs());
@@ -156,7 +158,27 @@ fn user_of(agent: &config::Agent) -> Result<User, Refused> {
     if user.uid.is_root() {
         return Err(Refused::new(format!("agent `{}`: the user `{}` is root", agent.name, agent.user)));
     }
+    if let Some(why) = primary_group_fault(user.gid)? {
+        return Err(Refused::new(format!(
+            "agent `{}`: the primary group of the user `{}` {why}; give it another: `usermod -g`",
+            agent.name, agent.user
+        )));
+    }
     Ok(user)
+}
+
+/// What is wrong with a group as an agent's primary one, which cannot be left out as supplementary ones are.
+fn primary_group_fault(gid: Gid) -> Result<Option<String>, Refused> {
+    if gid.as_raw() == 0 {
+        return Ok(Some("is root's".to_owned()));
+    }
+    match Group::from_gid(gid) {
+        Ok(Some(group)) if RUNTIME_GROUPS.contains(&group.name.as_str()) => {
+            Ok(Some(format!("is `{}`, whose members may speak to a container runtime", group.name)))
+        }
+        Ok(Some(_) | None) => Ok(None),
+        Err(error) => Err(Refused::new(format!("group {gid} cannot be looked up: {error}"))),
+    }
 }
 
 /// Where a renewed token appears: what the starter names, else what the configuration says.
@@ -172,20 +194,50 @@ fn token_file(agent: &config::Agent, request: &RunRequest, starter: u32) -> Resu
     }
 }
 
-/// Reads a token from a file that its caller opened: what they cannot open is not opened for them.
-pub(super) fn read_token_of(file: OwnedFd) -> Result<SecretString, String> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    let limit = u64::try_from(MAX_TOKEN_LEN).unwrap_or(u64::MAX).saturating_add(3);
-    File::from(file)
-        .take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("the token cannot be read: {error}"))?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| "the token is not text".to_owned())?;
-    Ok(text.trim_end_matches(['\r', '\n']).into())
+/// The token to begin with: what a starter names they have opened themselves.
+async fn first_token(opened: Option<OwnedFd>, file: &TokenFile) -> Result<SecretString, Refused> {
+    match (opened, file.named_by) {
+        (Some(opened), _) => read_token_of(opened).await.map_err(Refused::new),
+        (None, NamedBy::Configuration) => {
+            let file = file.clone();
+            blocking(move || file.read()).await?.map_err(|error| Refused::new(error.to_string()))
+        }
+        (None, NamedBy::Starter) => {
+            Err(Refused::new("the request names a token file and came without its descriptor; use `weir run`"))
+        }
+    }
 }
 
-fn read_token(file: OwnedFd) -> Result<SecretString, Refused> {
-    read_token_of(file).map_err(Refused::new)
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Refused::new(format!("the daemon failed: {error}")))
+}
+
+/// Reads a token from a file that its caller opened: what they cannot open is not opened for them.
+pub(super) async fn read_token_of(file: OwnedFd) -> Result<SecretString, String> {
+    let reading = tokio::task::spawn_blocking(move || read_opened(file));
+    match tokio::time::timeout(TOKEN_DEADLINE, reading).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(error)) => Err(format!("the token cannot be read: {error}")),
+        Err(_) => Err(format!("the token could not be read in {TOKEN_DEADLINE:?}")),
+    }
+}
+
+fn read_opened(file: OwnedFd) -> Result<SecretString, String> {
+    let failed = |error| format!("the token cannot be read: {error}");
+    let file = File::from(file);
+    // A pipe may stay silent, and so keep a thread for as long as its writer likes.
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(
+            "the token file is no regular file (a pipe, as `<(…)` makes one, is not read); write the token to a \
+                    file of your own that nobody else can read"
+                .to_owned(),
+        );
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    let limit = u64::try_from(MAX_TOKEN_LEN).unwrap_or(u64::MAX).saturating_add(3);
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| "the token is not text".to_owned())?;
+    Ok(text.trim_end_matches(['\r', '\n']).into())
 }
 
 async fn verify(weir: &Weir, agent: &config::Agent, token: &SecretString) -> Result<Identity, Refused> {
@@ -199,17 +251,17 @@ struct Begun {
     weir: Arc<Weir>,
     run: Arc<Run>,
     cgroup: String,
-    kernel_id: CgroupId,
     folder: PathBuf,
 }
 
+/// Makes the cgroup and enrols the run in it. Blocks: it waits for the disk.
 fn begin(
     weir: &Arc<Weir>,
     agent: &config::Agent,
     user: &User,
     identity: Identity,
     starter: u32,
-    token_file: &TokenFile,
+    token_file: PathBuf,
 ) -> Result<Begun, Refused> {
     let id: RunId = weir.registry.next_run_id();
     let cgroup = format!("{}/agents/{}/{id}", weir.config.daemon.cgroup, agent.name);
@@ -220,7 +272,7 @@ fn begin(
         uid: user.uid.as_raw(),
         cgroup: identity::CgroupId(kernel_id.get()),
         starter,
-        token_file: Some(token_file.path.clone()),
+        token_file: Some(token_file),
         identity,
     };
     let folder = weir.cgroups.path(&cgroup);
@@ -232,7 +284,7 @@ fn begin(
             return Err(Refused::new(error.to_string()));
         }
     };
-    let begun = Begun { weir: weir.clone(), run, cgroup, kernel_id, folder };
+    let begun = Begun { weir: weir.clone(), run, cgroup, folder };
     weir.kernel.enrol(kernel_id).map_err(|error| failed("the kernel does not take the run's cgroup", &error))?;
     Ok(begun)
 }
@@ -242,11 +294,20 @@ impl Drop for Begun {
         if self.weir.stopping.load(std::sync::atomic::Ordering::Acquire) {
             return;
         }
-        if let Err(error) = self.weir.registry.end(self.run.id) {
-            tracing::error!(%error, "a run cannot be ended");
-        }
-        // First the processes, then the kernel's entry: as long as one lives, the cgroup must be an agent's.
-        self.weir.kill_and_remove(self.cgroup.clone(), self.kernel_id);
+        // First the identity, then the processes, then the kernel's entry and the uid: as long as one process lives, the
+        // cgroup must be an agent's, and the uid nobody else's.
+        let (weir, run, cgroup) = (self.weir.clone(), self.run.clone(), std::mem::take(&mut self.cgroup));
+        tokio::spawn(async move {
+            end(&weir, &run).await;
+            weir.kill_and_remove(cgroup, run);
+        });
+    }
+}
+
+async fn end(weir: &Weir, run: &Run) {
+    let id = run.id;
+    if let Err(error) = weir.change_registry(move |registry| registry.end(id)).await {
+        tracing::error!(%error, "the end of a run is not written down");
     }
 }
 
@@ -264,27 +325,41 @@ pub(super) fn adopt(weir: &Arc<Weir>) {
         }
         tokio::spawn(until_empty(weir.clone(), run));
     }
+    for run in weir.registry.ended() {
+        let weir = weir.clone();
+        tokio::spawn(async move {
+            match cgroup_of(&weir, &run).await {
+                Some(cgroup) => weir.kill_and_remove(cgroup, run),
+                None => weir.forget(&run).await,
+            }
+        });
+    }
+}
+
+/// The cgroup of a run of an earlier daemon; `None` when it is gone for certain.
+async fn cgroup_of(weir: &Weir, run: &Run) -> Option<String> {
+    let id = CgroupId::new(run.cgroup.0)?;
+    loop {
+        let cgroups = weir.cgroups.clone();
+        match tokio::task::spawn_blocking(move || cgroups.path_of(id)).await {
+            Ok(Ok(found)) => return found,
+            Ok(Err(error)) => tracing::warn!(%error, run = %run.id, "whether a run lives cannot be told"),
+            Err(error) => tracing::error!(%error, "the cgroups could not be looked through"),
+        }
+        tokio::time::sleep(ADOPTED).await;
+    }
 }
 
 /// Ends an adopted run when no process is left in its cgroup.
 async fn until_empty(weir: Arc<Weir>, run: Arc<Run>) {
-    let Some(kernel_id) = CgroupId::new(run.cgroup.0) else { return };
-    let cgroup = loop {
-        match weir.cgroups.path_of(kernel_id) {
-            Some(path) if weir.cgroups.is_populated(&path).unwrap_or(true) => tokio::time::sleep(ADOPTED).await,
-            gone => break gone,
+    if let Some(cgroup) = cgroup_of(&weir, &run).await {
+        while !weir.cgroups.remove_if_empty(&cgroup) {
+            tokio::time::sleep(ADOPTED).await;
         }
-    };
-    if let Err(error) = weir.registry.end(run.id) {
-        tracing::error!(%error, "a run cannot be ended");
     }
+    end(&weir, &run).await;
     weir.record_admin(None, "run-end", format!("agent `{}`, run {}: its last process ended", run.agent, run.id));
-    if let Some(cgroup) = cgroup {
-        weir.remove_cgroup(&cgroup);
-    }
-    if let Err(error) = weir.kernel.unenrol(kernel_id) {
-        tracing::error!(%error, "the kernel keeps a run's cgroup");
-    }
+    weir.forget(&run).await;
 }
 
 fn spec(
@@ -363,5 +438,37 @@ fn tell(news: &identity::watch::News) -> (&'static str, String) {
         News::Refused { run, error } => ("token-refused", format!("run {run}: {error}")),
         News::NotApplied { run, error } => ("token-refused", format!("run {run}: {error}")),
         News::Unreadable { run, error } => ("token-unreadable", format!("run {run}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_is_read_from_a_file_and_never_waited_for_at_a_pipe() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"a.b.c\r\n").unwrap();
+        file.rewind().unwrap();
+        assert_eq!(read_token_of(file.into()).await.unwrap().expose_secret(), "a.b.c");
+        let (silent, _writer) = rustix::pipe::pipe().unwrap();
+        assert!(read_token_of(silent).await.unwrap_err().contains("no regular file"));
+    }
+
+    #[tokio::test]
+    async fn a_starters_token_file_is_not_opened_for_them() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let file = TokenFile { path: named.path().to_owned(), named_by: NamedBy::Starter, starter: 0 };
+        assert!(first_token(None, &file).await.unwrap_err().message.contains("without its descriptor"));
+    }
+
+    #[test]
+    fn an_agents_primary_group_is_not_roots() {
+        assert!(primary_group_fault(Gid::from_raw(0)).unwrap().is_some());
+        assert!(primary_group_fault(Gid::from_raw(54_321)).unwrap().is_none());
     }
 }

@@ -52,24 +52,33 @@ pub(crate) fn open_to_agents(config: &Config, connection: &Connection) -> Option
         let Ok(Some(user)) = User::from_name(&agent.user) else { continue };
         let groups = groups_of(&user);
         for socket in &sockets {
-            if may_connect(socket, user.uid.as_raw(), &groups) {
-                return Some(format!(
-                    "the user `{}` of agent `{}` can open the server's Unix socket {}, which the kernel does not redirect. \
-                     Set `unix_socket_permissions = 0770` and `unix_socket_group` to a group that has no agent, and restart \
-                     the server",
-                    agent.user,
-                    agent.name,
-                    socket.display()
-                ));
-            }
+            let (can, mend) = match access(socket, user.uid.as_raw(), &groups) {
+                Access::Closed => continue,
+                Access::Open => (
+                    "can open".to_owned(),
+                    "Set `unix_socket_permissions = 0770` and `unix_socket_group` to a group that has no agent, and restart \
+                     the server"
+                        .to_owned(),
+                ),
+                Access::Acl(path) => (
+                    format!("may be allowed, by the access control list of {}, to open", path.display()),
+                    format!("Take the list away, which Weir does not read: `setfacl -b {}`", path.display()),
+                ),
+            };
+            return Some(format!(
+                "the user `{}` of agent `{}` {can} the server's Unix socket {}, which the kernel does not redirect. {mend}",
+                agent.user,
+                agent.name,
+                socket.display()
+            ));
         }
     }
     None
 }
 
-/// Whether permission bits let a user open a socket.
+/// Whether a user can open a socket; one with an access control list counts as open.
 pub(crate) fn may_user_connect(socket: &Path, user: &User) -> bool {
-    is_socket(socket) && may_connect(socket, user.uid.as_raw(), &groups_of(user))
+    is_socket(socket) && access(socket, user.uid.as_raw(), &groups_of(user)) != Access::Closed
 }
 
 fn is_socket(path: &Path) -> bool {
@@ -84,9 +93,20 @@ fn groups_of(user: &User) -> Vec<u32> {
     }
 }
 
-/// Whether permission bits let a user write to a socket: to the file itself, and through every folder above it.
-fn may_connect(socket: &Path, uid: u32, groups: &[u32]) -> bool {
-    let Ok(real) = socket.canonicalize() else { return false };
+/// Whether a user can open a socket.
+#[derive(Debug, PartialEq, Eq)]
+enum Access {
+    /// Permission bits keep them out.
+    Closed,
+    /// Permission bits let them in.
+    Open,
+    /// This file or folder has an access control list, which may let them in: as good as open.
+    Acl(PathBuf),
+}
+
+/// Whether a user can write to a socket: to the file itself, and through every folder above it.
+fn access(socket: &Path, uid: u32, groups: &[u32]) -> Access {
+    let Ok(real) = socket.canonicalize() else { return Access::Closed };
     let bits = |path: &Path, bit: u32| {
         fs::metadata(path).is_ok_and(|metadata| {
             let shift = if metadata.uid() == uid {
@@ -99,7 +119,27 @@ fn may_connect(socket: &Path, uid: u32, groups: &[u32]) -> bool {
             metadata.mode() >> shift & bit != 0
         })
     };
-    bits(&real, 0o2) && real.ancestors().skip(1).all(|folder| bits(folder, 0o1))
+    let mut list = None;
+    // Some other step may be closed for certain, so all are looked at.
+    for (depth, step) in real.ancestors().enumerate() {
+        if has_acl(step) {
+            list.get_or_insert_with(|| step.to_owned());
+        } else if !bits(step, if depth == 0 { 0o2 } else { 0o1 }) {
+            return Access::Closed;
+        }
+    }
+    list.map_or(Access::Open, Access::Acl)
+}
+
+/// Whether a file or folder has an access control list (acl(5)): then its permission bits are not the whole truth. What
+/// cannot be told counts as a list.
+fn has_acl(path: &Path) -> bool {
+    let mut no_room: [u8; 0] = [];
+    match rustix::fs::getxattr(path, "system.posix_acl_access", &mut no_room) {
+        Ok(_) => true,
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOENT) => false,
+        Err(_) => true,
+    }
 }
 
 #[cfg(test)]
@@ -116,11 +156,39 @@ mod tests {
         let _listener = UnixListener::bind(&path).unwrap();
         let stranger = 54_321;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(may_connect(&path, stranger, &[stranger]));
+        assert_eq!(access(&path, stranger, &[stranger]), Access::Open);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
-        assert!(!may_connect(&path, stranger, &[stranger]));
+        assert_eq!(access(&path, stranger, &[stranger]), Access::Closed);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        assert!(!may_connect(&path, stranger, &[stranger]));
+        assert_eq!(access(&path, stranger, &[stranger]), Access::Closed);
+    }
+
+    #[test]
+    fn an_access_control_list_counts_as_open_unless_another_step_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = folder.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let stranger = 54_321;
+        // acl(5) as the kernel has it: version 2; then owner rw, uid 54321 rw, group none, mask rw, others none.
+        let entry = |tag: u16, bits: u16, id: u32| {
+            [&tag.to_le_bytes()[..], &bits.to_le_bytes()[..], &id.to_le_bytes()[..]].concat()
+        };
+        let none = u32::MAX;
+        let entries =
+            [entry(1, 6, none), entry(2, 6, stranger), entry(4, 0, none), entry(16, 6, none), entry(32, 0, none)];
+        let list = [2_u32.to_le_bytes().to_vec(), entries.concat()].concat();
+        match rustix::fs::setxattr(&path, "system.posix_acl_access", &list, rustix::fs::XattrFlags::empty()) {
+            Ok(()) => {}
+            // Without lists there is nothing to tell.
+            Err(rustix::io::Errno::OPNOTSUPP) => return,
+            Err(error) => panic!("{error}"),
+        }
+        let real = path.canonicalize().unwrap();
+        assert_eq!(access(&path, stranger, &[stranger]), Access::Acl(real));
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(access(&path, stranger, &[stranger]), Access::Closed);
     }
 }

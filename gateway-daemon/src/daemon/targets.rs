@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
+
 use crate::{
     config::{Config, Connection},
     redirect::{Kernel, Network, Protected},
@@ -142,9 +144,13 @@ pub(super) fn own_addresses() -> Vec<IpAddr> {
     addresses
 }
 
-/// Keeps what is protected up to date, for as long as the daemon runs.
-pub(super) async fn keep_fresh(config: Arc<Config>, kernel: Arc<Kernel>, mut resolved: Resolved) {
-    let mut last = resolved.protected(&config);
+/// Keeps what is protected up to date, for as long as the daemon runs; `in_force` is what the kernel has.
+pub(super) async fn keep_fresh(
+    config: Arc<Config>,
+    kernel: Arc<Kernel>,
+    in_force: Arc<ArcSwap<Vec<Protected>>>,
+    mut resolved: Resolved,
+) {
     loop {
         tokio::time::sleep(REFRESH).await;
         let failed_before = resolved.failed.clone();
@@ -153,13 +159,13 @@ pub(super) async fn keep_fresh(config: Arc<Config>, kernel: Arc<Kernel>, mut res
             tracing::warn!("a name cannot be resolved, its last addresses stay protected: {failure}");
         }
         let now = resolved.protected(&config);
-        if now == last {
+        if now == **in_force.load() {
             continue;
         }
         match kernel.set_protected(&now) {
             Ok(()) => {
                 tracing::info!(addresses = now.len(), "the protected addresses changed");
-                last = now;
+                in_force.store(Arc::new(now));
             }
             Err(error) => tracing::error!(%error, "the protected addresses cannot be set; the last ones stay"),
         }

@@ -231,7 +231,7 @@ impl Weir {
         let Some(file) = descriptors.into_iter().next() else {
             return Err("the request came without a token file".to_owned());
         };
-        let token = runs::read_token_of(file)?;
+        let token = runs::read_token_of(file).await?;
         let identity = self.verify(agent, &token).await.map_err(|error| format!("the token is refused: {error}"))?;
         let runs = self.registry.refresh_agent(&identity).map_err(|error| error.to_string())?;
         self.record_admin(Some(uid), "token-refresh", format!("agent `{}`, {} runs", agent.name, runs.len()));

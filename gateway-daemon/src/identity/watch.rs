@@ -10,7 +10,10 @@ use std::{
     fs::File,
     io::{self, Read as _},
     mem::{Discriminant, discriminant},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -144,8 +147,13 @@ impl TokenFile {
     /// When it is not a plain file of the right owner, or not a token's size.
     pub fn read(&self) -> Result<SecretString, TokenFileError> {
         let path = || self.path.clone();
-        let file = open(&self.path)?;
-        let metadata = file.metadata().map_err(|source| TokenFileError::Io { path: path(), source })?;
+        let io = |source| TokenFileError::Io { path: path(), source };
+        // Only looked at so far: opening a device is an act of its own (a watchdog starts, a tape rewinds).
+        let found = look_at(&self.path).map_err(io)?;
+        let metadata = found.metadata().map_err(io)?;
+        if metadata.is_symlink() {
+            return Err(TokenFileError::Link { path: path() });
+        }
         if !metadata.is_file() {
             return Err(TokenFileError::NotAFile { path: path() });
         }
@@ -157,7 +165,7 @@ impl TokenFile {
         if mode & 0o022 != 0 {
             return Err(TokenFileError::Writable { path: path(), mode });
         }
-        let text = read_bounded(file).map_err(|source| TokenFileError::Io { path: path(), source })?;
+        let text = open(&found).and_then(read_bounded).map_err(io)?;
         let text = std::str::from_utf8(&text).map_err(|_| TokenFileError::NotText { path: path() })?;
         let token = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
         if token.len() > MAX_TOKEN_LEN {
@@ -167,13 +175,15 @@ impl TokenFile {
     }
 }
 
-/// Opens without following a link, and without waiting for the other end of a pipe.
-fn open(path: &Path) -> Result<File, TokenFileError> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    File::options().read(true).custom_flags(flags).open(path).map_err(|source| match source.raw_os_error() {
-        Some(libc::ELOOP) => TokenFileError::Link { path: path.to_owned() },
-        _ => TokenFileError::Io { path: path.to_owned(), source },
-    })
+/// Finds a file without opening it, nor what a link leads to.
+fn look_at(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
+}
+
+/// Opens what was found: that very file, whatever has its name by now.
+fn open(found: &File) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 /// At most one byte more than a token and its line end. The buffer never grows, which would leave a copy behind.

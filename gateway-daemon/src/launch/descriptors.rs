@@ -34,7 +34,7 @@ pub(super) fn kind(descriptor: impl AsFd) -> io::Result<Kind> {
     let found = fstat(descriptor)?;
     Ok(match FileType::from_raw_mode(found.st_mode) {
         FileType::Fifo => Kind::Bytes,
-        FileType::RegularFile if !is_anonymous(descriptor)? => Kind::Bytes,
+        FileType::RegularFile if has_path(descriptor)? => Kind::Bytes,
         FileType::CharacterDevice if rustix::termios::isatty(descriptor) => Kind::Terminal,
         FileType::CharacterDevice
             if major(found.st_rdev) == MEMORY && HARMLESS_MEMORY.contains(&minor(found.st_rdev)) =>
@@ -45,13 +45,13 @@ pub(super) fn kind(descriptor: impl AsFd) -> io::Result<Kind> {
     })
 }
 
-/// Whether this is one of the kernel's objects without a file (rings, epoll, bpf…). They show no type to fstat today;
-/// their name tells as well, should that change.
-fn is_anonymous(descriptor: impl AsFd) -> io::Result<bool> {
+/// Whether this is a file of a file system, by its name. The kernel's objects without one (rings, pidfds, namespaces…) are
+/// regular files to fstat on some kernels; their names (`anon_inode:[…]`, `pidfd:[…]`, `net:[…]`) begin with no slash.
+fn has_path(descriptor: impl AsFd) -> io::Result<bool> {
     use std::os::fd::AsRawFd;
     let link = format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd());
     let name = std::fs::read_link(link)?;
-    Ok(name.as_os_str().as_encoded_bytes().starts_with(b"anon_inode:"))
+    Ok(name.as_os_str().as_encoded_bytes().starts_with(b"/"))
 }
 
 #[cfg(test)]
@@ -75,5 +75,10 @@ mod tests {
         assert_eq!(kind(epoll.unwrap()).unwrap(), Kind::Other);
         assert_eq!(kind(path).unwrap(), Kind::Other);
         assert_eq!(kind(File::open("/tmp").unwrap()).unwrap(), Kind::Other);
+        // A namespace's descriptor is a regular file to fstat.
+        assert_eq!(kind(File::open("/proc/self/ns/net").unwrap()).unwrap(), Kind::Other);
+        let own = rustix::process::getpid();
+        let process = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
+        assert_eq!(kind(process).unwrap(), Kind::Other);
     }
 }

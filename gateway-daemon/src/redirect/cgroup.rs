@@ -158,30 +158,40 @@ impl CgroupRoot {
         own_entry(&fs::read_to_string("/proc/self/cgroup").ok()?)
     }
 
-    /// The cgroup of an id, found by a walk through the hierarchy: for people. `None` when it is gone, or the hierarchy
-    /// has more than a hundred thousand cgroups.
-    pub fn path_of(&self, id: CgroupId) -> Option<String> {
-        if id_of(&self.mount).ok() == Some(id) {
-            return Some("/".to_owned());
+    /// The cgroup of an id, found by a walk through the hierarchy; `None` when it is gone for certain.
+    ///
+    /// # Errors
+    ///
+    /// When a folder cannot be read, or the hierarchy has more than a hundred thousand cgroups: it may be there then.
+    pub fn path_of(&self, id: CgroupId) -> Result<Option<String>, CgroupError> {
+        if id_of(&self.mount)? == id {
+            return Ok(Some("/".to_owned()));
         }
         let mut left = MOST_CGROUPS;
         let mut folders = vec![self.mount.clone()];
         while let Some(folder) = folders.pop() {
-            // A cgroup may go while the walk runs.
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    continue;
-                }
-                left = left.checked_sub(1)?;
+            for entry in subfolders(&folder)? {
+                let path = entry.path();
+                let unknown = |why: &'static str| failed(&path, "told from others")(io::Error::other(why));
+                left = left.checked_sub(1).ok_or_else(|| unknown("the hierarchy has too many cgroups"))?;
                 if entry.ino() == id.get() {
-                    let path = entry.path();
-                    let below = path.strip_prefix(&self.mount).ok()?;
-                    return Some(format!("/{}", below.to_str()?));
+                    let below = path.strip_prefix(&self.mount).ok().and_then(Path::to_str);
+                    let below = below.ok_or_else(|| unknown("its name is not text"))?;
+                    return Ok(Some(format!("/{below}")));
                 }
-                folders.push(entry.path());
+                folders.push(path);
             }
         }
-        None
+        Ok(None)
+    }
+
+    /// Removes a cgroup in which nothing lives; whether it is gone now, or was before.
+    pub fn remove_if_empty(&self, cgroup: &str) -> bool {
+        let empty = match self.is_populated(cgroup) {
+            Ok(populated) => !populated,
+            Err(_) => matches!(self.path(cgroup).try_exists(), Ok(false)),
+        };
+        empty && self.remove(cgroup).is_ok()
     }
 }
 
@@ -197,6 +207,26 @@ pub fn id_of(folder: &Path) -> Result<CgroupId, CgroupError> {
         attempt: "found",
         source: io::Error::new(io::ErrorKind::InvalidData, "its inode is 0"),
     })
+}
+
+/// The folders in a cgroup's folder; none when it is gone, as a cgroup may while a walk runs.
+fn subfolders(folder: &Path) -> Result<Vec<fs::DirEntry>, CgroupError> {
+    let mut found = Vec::new();
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return Ok(found),
+        Err(error) => return Err(failed(folder, "read")(error)),
+    };
+    for entry in entries {
+        match entry.and_then(|entry| Ok((entry.file_type()?.is_dir(), entry))) {
+            Ok((true, entry)) => found.push(entry),
+            Ok((false, _)) => {}
+            Err(error) if gone(&error) => {}
+            Err(error) => return Err(failed(folder, "read")(error)),
+        }
+    }
+    Ok(found)
 }
 
 /// The mount point of the version 2 hierarchy in a table like /proc/self/mountinfo (proc(5)): best one that shows the

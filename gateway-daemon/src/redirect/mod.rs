@@ -40,7 +40,7 @@ pub use self::{
     pins::{detach, is_pinned},
     probe::{Check, Verdict, probe},
     survey::AttachedProgram,
-    target::{Network, NetworkError, Protected, UidRange},
+    target::{Network, NetworkError, Protected, UidRange, connection_of},
 };
 pub use gateway_common::{CgroupKind, Guard, LAYOUT, Operation, Reason};
 pub(crate) use target::to_socket_address;

@@ -201,6 +201,16 @@ impl From<&Protected> for TargetKey {
     }
 }
 
+/// The connection that an address and port belong to: as in the kernel, the narrowest range decides. `None` when it is no
+/// connection's.
+pub fn connection_of(protected: &[Protected], address: SocketAddr) -> Option<u32> {
+    protected
+        .iter()
+        .filter(|target| target.port == address.port() && target.network.contains(address.ip()))
+        .max_by_key(|target| target.network.mapped_prefix())
+        .and_then(|target| target.connection)
+}
+
 /// An address as the programs have it.
 pub(super) fn to_destination(address: SocketAddr) -> Destination {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = mapped(address.ip()).octets();
@@ -286,6 +296,26 @@ mod tests {
         assert!(network.contains("::ffff:10.1.2.3".parse().unwrap()));
         assert!(!network.contains("10.2.0.0".parse().unwrap()));
         assert!(!network.contains("fd00::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_narrowest_range_says_whose_an_address_is() {
+        let protected =
+            |network: &str, connection| Protected { network: network.parse().unwrap(), port: 5432, connection };
+        let list = [
+            protected("10.0.0.0/8", Some(0)),
+            protected("10.1.0.0/16", Some(1)),
+            protected("10.1.2.3", None),
+            protected("fd00::/8", Some(2)),
+        ];
+        let whose = |address: &str| connection_of(&list, address.parse().unwrap());
+        assert_eq!(whose("10.2.0.1:5432"), Some(0));
+        assert_eq!(whose("10.1.0.1:5432"), Some(1));
+        assert_eq!(whose("[::ffff:10.1.0.1]:5432"), Some(1));
+        assert_eq!(whose("[fd00::1]:5432"), Some(2));
+        for nobodys in ["10.1.2.3:5432", "10.2.0.1:5433", "192.0.2.1:5432"] {
+            assert_eq!(whose(nobodys), None, "{nobodys}");
+        }
     }
 
     #[test]

@@ -99,9 +99,21 @@ async fn one_uid_has_one_subject_at_a_time() {
     // An expired run's processes still live.
     bench.clock.advance(2 * HOUR);
     assert!(matches!(bench.enrol("codex", "agent-8", 2000, 45), Err(RegistryError::UidTaken { .. })));
-    for run in bench.registry.list() {
+    let runs = bench.registry.list();
+    for run in &runs {
         bench.registry.end(run.id).expect("ended");
     }
+    assert!(bench.registry.list().is_empty());
+    // A process that outlives its run has the uid still.
+    assert!(matches!(bench.enrol("codex", "agent-8", 2000, 45), Err(RegistryError::UidTaken { .. })));
+    let bench = bench.restart();
+    assert!(matches!(bench.enrol("codex", "agent-8", 2000, 45), Err(RegistryError::UidTaken { .. })));
+    assert!(bench.registry.by_cgroup(CgroupId(41)).is_none(), "a restart does not bring an ended run back");
+    for run in bench.registry.ended() {
+        assert_eq!(run.standing_now(), Standing::Ended);
+        bench.registry.release(run.id).expect("released");
+    }
+    assert!(matches!(bench.registry.release(runs[0].id), Err(RegistryError::NoRun { .. })));
     bench.enrol("codex", "agent-8", 2000, 46).expect("the uid is free");
 }
 

@@ -1,7 +1,8 @@
 //! The runs of the agents, by their cgroups, and the standing of each.
 //!
 //! One uid has one subject at a time: processes of one uid can trace and signal each other, so a second subject on it
-//! would not be a second identity. A frozen agent stays frozen across restarts of the daemon. A run does not keep its
+//! would not be a second identity. A run that ends loses its identity at once, and its uid only when its last process is
+//! gone ([`Registry::end`], [`Registry::release`]). A frozen agent stays frozen across restarts of the daemon. A run does not keep its
 //! identity across one: it is known again (its cgroup still leads to it, its uid is still taken), but is
 //! [`Standing::Unidentified`] until a token for its subject is verified anew.
 
@@ -136,6 +137,8 @@ pub struct Registry {
 
 struct Book {
     runs: BTreeMap<RunId, Arc<Run>>,
+    /// Ended, with processes that may still live: they keep their uid and cgroup from others.
+    ended: BTreeMap<RunId, Arc<Run>>,
     frozen: BTreeMap<Arc<str>, Freeze>,
     boot_id: String,
     file: StateFile,
@@ -158,7 +161,7 @@ impl Registry {
     pub fn open_with_clock(state_dir: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, RegistryError> {
         let book = Book::open(state_dir, &clock)?;
         let by_cgroup = book.runs.values().map(|run| (run.cgroup, Arc::clone(run))).collect();
-        let last_id = book.runs.keys().next_back().map_or(0, |id| id.count());
+        let last_id = book.all().map(|run| run.id.count()).max().unwrap_or(0);
         let registry = Arc::new(Self {
             by_cgroup: ArcSwap::from_pointee(by_cgroup),
             book: Mutex::new(book),
@@ -194,10 +197,10 @@ impl Registry {
         if let Some(freeze) = book.frozen.get(&agent) {
             return Err(RegistryError::Frozen { agent, freeze: freeze.clone() });
         }
-        if let Some(run) = book.runs.values().find(|run| run.cgroup == cgroup || run.id == id) {
+        if let Some(run) = book.all().find(|run| run.cgroup == cgroup || run.id == id) {
             return Err(RegistryError::CgroupTaken { cgroup, run: run.id });
         }
-        if let Some(run) = book.runs.values().find(|run| run.uid == uid && run.subject != identity.subject) {
+        if let Some(run) = book.all().find(|run| run.uid == uid && run.subject != identity.subject) {
             return Err(RegistryError::UidTaken { uid, other: Arc::clone(&run.agent), run: run.id });
         }
         let subject = identity.subject.clone();
@@ -225,7 +228,12 @@ impl Registry {
         self.book().runs.get(&id).map(Arc::clone)
     }
 
-    /// All runs, the oldest first.
+    /// The runs that have ended and were not released, the oldest first.
+    pub fn ended(&self) -> Vec<Arc<Run>> {
+        self.book().ended.values().map(Arc::clone).collect()
+    }
+
+    /// All runs that have not ended, the oldest first.
     pub fn list(&self) -> Vec<Arc<Run>> {
         self.book().runs.values().map(Arc::clone).collect()
     }
@@ -303,7 +311,8 @@ impl Registry {
     }
 
     /// Ends a run: its cgroup leads nowhere from now on. For when the cgroup is empty, or its processes are to be
-    /// cut off. Holds even when the file cannot be written, which is then the error.
+    /// cut off. Its uid stays taken until [`Registry::release`]. Holds even when the file cannot be written, which is
+    /// then the error.
     ///
     /// # Errors
     /// When there is no such run; else see above.
@@ -311,7 +320,19 @@ impl Registry {
         let mut book = self.book();
         let run = book.runs.remove(&id).ok_or(RegistryError::NoRun { run: id })?;
         run.change(self.clock.now(), |life| life.ended = true);
+        book.ended.insert(id, run);
         self.republish(&book);
+        Ok(book.store()?)
+    }
+
+    /// Gives the uid of a run that has ended free: its last process is gone. Holds even when the file cannot be written,
+    /// which is then the error.
+    ///
+    /// # Errors
+    /// When no such run has ended; else see above.
+    pub fn release(&self, id: RunId) -> Result<(), RegistryError> {
+        let mut book = self.book();
+        book.ended.remove(&id).ok_or(RegistryError::NoRun { run: id })?;
         Ok(book.store()?)
     }
 
@@ -363,7 +384,7 @@ async fn keep_time(registry: Weak<Registry>, changed: Arc<Notify>) {
 impl Book {
     fn open(state_dir: &Path, clock: &Arc<dyn Clock>) -> Result<Self, StateError> {
         let (boot_id, file) = (state::boot_id()?, StateFile::new(state_dir));
-        let mut book = Self { runs: BTreeMap::new(), frozen: BTreeMap::new(), boot_id, file };
+        let mut book = Self { runs: BTreeMap::new(), ended: BTreeMap::new(), frozen: BTreeMap::new(), boot_id, file };
         let Some(left) = book.file.load()? else { return Ok(book) };
         for FrozenAgent { agent, by, since_ms } in left.frozen {
             book.frozen.insert(agent.into(), Freeze { by: by.into(), since: at_millis(since_ms) });
@@ -378,13 +399,23 @@ impl Book {
     }
 
     fn adopt(&mut self, known: KnownRun, clock: &Arc<dyn Clock>) {
-        let KnownRun { id, agent, uid, cgroup, issuer, subject, starter, started_ms, token_file } = known;
+        let KnownRun { id, agent, uid, cgroup, issuer, subject, starter, started_ms, token_file, ended } = known;
         let agent: Arc<str> = agent.into();
-        let life = Life { identity: None, frozen: self.frozen.get(&agent).cloned(), ended: false };
+        let life = Life { identity: None, frozen: self.frozen.get(&agent).cloned(), ended };
         let subject = Subject { issuer: issuer.into(), subject: subject.into() };
         let started = at_millis(started_ms);
         let parts = Parts { id, agent, uid, cgroup, subject, starter, started, token_file };
-        self.runs.insert(id, Arc::new(Run::new(parts, Arc::clone(clock), life)));
+        let run = Arc::new(Run::new(parts, Arc::clone(clock), life));
+        if ended {
+            self.ended.insert(id, run)
+        } else {
+            self.runs.insert(id, run)
+        };
+    }
+
+    /// All whose processes may live.
+    fn all(&self) -> impl Iterator<Item = &Arc<Run>> {
+        self.runs.values().chain(self.ended.values())
     }
 
     fn store(&self) -> Result<(), StateError> {
@@ -393,7 +424,7 @@ impl Book {
             by: by.to_string(),
             since_ms: millis(*since),
         });
-        let runs = self.runs.values().map(|run| KnownRun {
+        let runs = self.all().map(|run| KnownRun {
             id: run.id,
             agent: run.agent.to_string(),
             uid: run.uid,
@@ -403,6 +434,7 @@ impl Book {
             starter: run.starter,
             started_ms: millis(run.started),
             token_file: run.token_file.clone(),
+            ended: self.ended.contains_key(&run.id),
         });
         self.file.store(&State::new(self.boot_id.clone(), frozen.collect(), runs.collect()))
     }

@@ -48,6 +48,9 @@ pub(super) struct KnownRun {
     /// Milliseconds since 1970.
     pub(super) started_ms: u64,
     pub(super) token_file: Option<PathBuf>,
+    /// Whether it has ended, and only keeps its uid.
+    #[serde(default)]
+    pub(super) ended: bool,
 }
 
 /// Why the file cannot be used.

@@ -35,7 +35,7 @@ use crate::{
     accept::Accepted,
     identity::{Identity, Run, Standing},
     policy::Policies,
-    protocol::sessions::{SessionView, Sessions},
+    protocol::sessions::{self, SessionView, Sessions},
     record::{Event, KernelRefusal, Recorder, SessionLog, SessionStart, StoreError},
     sql::{ReadingCache, setting_is_free},
 };
@@ -142,6 +142,16 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
         let mut opened = None;
         let (origin, pid, uid) = (accepted.origin, accepted.pid, accepted.uid);
         let stream = accepted.stream;
+        // Before the first byte: a start-up that never ends has its place as well.
+        let place = match front.sessions.begin(&run.agent) {
+            Ok(place) => place,
+            Err(error) => {
+                tracing::warn!(%error, "no session: too many start-ups");
+                // A fresh socket's buffer takes it whole; what it does not take is not waited for.
+                let _ = stream.try_write(&ErrorAnswer::fatal(TOO_MANY, error.to_string()).to_bytes());
+                return;
+            }
+        };
         let opening = open(&front, stream, &run, &target, origin, &mut opened);
         let outcome = match tokio::time::timeout(front.startup_deadline, opening).await {
             Ok(outcome) => outcome,
@@ -150,7 +160,7 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
         let outcome = match outcome {
             Ok(startup) => {
                 let caller = Caller { id, origin, pid, uid };
-                session(&front, &run, &target, &caller, startup, &mut opened).await
+                session(&front, &run, &target, &caller, place, startup, &mut opened).await
             }
             Err(no_session) => Err(no_session),
         };
@@ -316,6 +326,7 @@ async fn session(
     run: &Arc<Run>,
     target: &Arc<Target>,
     caller: &Caller,
+    opening: sessions::Opening,
     startup: Startup,
     opened: &mut Option<AgentStream>,
 ) -> Result<String, NoSession> {
@@ -334,6 +345,7 @@ async fn session(
     };
     let place = front.sessions.enter(view);
     let place = place.map_err(|error| told(ErrorAnswer::fatal(TOO_MANY, error.to_string())))?;
+    drop(opening);
     if let Some(why) = target.withheld.load_full() {
         return Err(told(ErrorAnswer::fatal(NO_IDENTITY, format!("Weir does not serve this connection: {why}"))));
     }

@@ -198,6 +198,12 @@ pub enum Failure {
         /// What the server said; empty when it said nothing.
         encoding: String,
     },
+    /// The server takes backslashes in constants for escapes: it would read statements otherwise than Weir.
+    #[error("standard_conforming_strings is `{setting}` at the server, not on")]
+    Strings {
+        /// What the server said; empty when it said nothing.
+        setting: String,
+    },
     /// A message's length is out of bounds.
     #[error("message `{tag}` claims {length} bytes, outside 4..={limit}", tag = .tag.escape_default())]
     MessageLength {
@@ -271,6 +277,9 @@ impl Failure {
                 "use `hostssl` with `scram-sha-256` in the server's pg_hba.conf, or `channel_binding = \"prefer\"`"
             }
             Self::Encoding { .. } => "the server's role or a pooler on the way sets client_encoding: take that away",
+            Self::Strings { .. } => {
+                "the server's role or a pooler on the way sets standard_conforming_strings: take that away"
+            }
             Self::Server { sqlstate, .. } if sqlstate == "28P01" => "check `user` and `password` of the connection",
             Self::Server { sqlstate, .. } if sqlstate == "28000" => {
                 "check the server's pg_hba.conf for Weir's role, database and address"

@@ -63,7 +63,7 @@ pub struct StartupParameters {
     /// The whole `application_name`.
     pub application_name: String,
     /// Further settings, judged by the caller. `user`, `database`, `application_name`, `client_encoding`,
-    /// `replication`, `options` and `_pq_.*` are refused here.
+    /// `standard_conforming_strings`, `replication`, `options` and `_pq_.*` are refused here.
     pub settings: Vec<(String, String)>,
 }
 

@@ -39,7 +39,15 @@ pub const MAX_STARTUP_PACKET: usize = 10_000;
 const PROTOCOL: i32 = 0x0003_0000;
 
 /// Settings that are Weir's own to send, or would carry other settings past those who judge them.
-const RESERVED: [&str; 6] = ["user", "database", "application_name", "client_encoding", "replication", "options"];
+const RESERVED: [&str; 7] = [
+    "user",
+    "database",
+    "application_name",
+    "client_encoding",
+    "standard_conforming_strings",
+    "replication",
+    "options",
+];
 
 /// What authentication may use.
 #[derive(Debug, Clone)]
@@ -369,10 +377,16 @@ fn greeting(kind: AuthKind, mut pieces: Pieces, frame: &Frame) -> Result<(State,
 
 impl Pieces {
     fn finish(self) -> Result<Greeting, Failure> {
-        let encoding = self.greeting.parameters.get("client_encoding").map_or("", String::as_str);
+        let parameter = |name| self.greeting.parameters.get(name).map_or("", String::as_str);
+        let encoding = parameter("client_encoding");
         // In another encoding a byte of a character may be a quote or a backslash.
         if !encoding.eq_ignore_ascii_case("UTF8") && !encoding.eq_ignore_ascii_case("UTF-8") {
             return Err(Failure::Encoding { encoding: encoding.to_owned() });
+        }
+        // With `off` a backslash may keep a quote from ending a constant.
+        let strings = parameter("standard_conforming_strings");
+        if strings != "on" {
+            return Err(Failure::Strings { setting: strings.to_owned() });
         }
         Ok(Greeting {
             parameter_frames: self.parameter_frames.freeze(),
@@ -389,6 +403,7 @@ fn startup_message(user: &str, parameters: &StartupParameters) -> Result<Vec<u8>
         ("database", parameters.database.as_str()),
         ("application_name", parameters.application_name.as_str()),
         ("client_encoding", "UTF8"),
+        ("standard_conforming_strings", "on"),
     ];
     for (name, _) in &parameters.settings {
         let lower = name.to_ascii_lowercase();

@@ -44,6 +44,7 @@ fn greeting_bytes() -> Vec<u8> {
     [
         auth(0, b""),
         server(b'S', b"client_encoding\0UTF8\0"),
+        server(b'S', b"standard_conforming_strings\0on\0"),
         server(b'S', b"TimeZone\0UTC\0"),
         server(b'N', b"SNOTICE\0C00000\0Mhello\0\0"),
         server(b'S', b"TimeZone\0CET\0"),
@@ -54,19 +55,28 @@ fn greeting_bytes() -> Vec<u8> {
 }
 
 #[test]
-fn the_startup_message_names_user_database_application_and_utf8_before_the_settings() {
+fn the_startup_message_names_what_is_weirs_own_before_the_settings() {
     let (_, packet) =
         Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &parameters(&[("search_path", "a,b")])).unwrap();
-    let expected = b"\0\x03\0\0user\0weir\0database\0orders\0application_name\0weir:claude:1\0client_encoding\0UTF8\0search_path\0a,b\0\0";
+    let expected = b"\0\x03\0\0user\0weir\0database\0orders\0application_name\0weir:claude:1\0client_encoding\0UTF8\0standard_conforming_strings\0on\0search_path\0a,b\0\0";
     assert_eq!(packet[..4], u32::try_from(packet.len()).unwrap().to_be_bytes());
     assert_eq!(packet[4..], expected[..]);
 }
 
 #[test]
 fn settings_that_are_weirs_own_or_carry_others_are_refused() {
-    for name in
-        ["user", "Replication", "options", "client_encoding", "DATABASE", "_pq_.x", "application_name", "", "a\0b"]
-    {
+    for name in [
+        "user",
+        "Replication",
+        "options",
+        "client_encoding",
+        "Standard_Conforming_Strings",
+        "DATABASE",
+        "_pq_.x",
+        "application_name",
+        "",
+        "a\0b",
+    ] {
         let refused =
             Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &parameters(&[(name, "x")])).unwrap_err();
         assert!(matches!(refused, Failure::Parameter { .. }), "{name}: {refused}");
@@ -85,7 +95,7 @@ fn a_greeting_is_kept_as_it_came_and_by_name() {
     let Progress::Ready(kind, greeting) = startup.receive(&mut buf).unwrap() else { panic!() };
     assert_eq!(kind, AuthKind::Trust);
     assert_eq!(greeting.parameters["TimeZone"], "CET");
-    assert_eq!(greeting.parameter_frames.iter().filter(|byte| **byte == b'S').count(), 3);
+    assert_eq!(greeting.parameter_frames.iter().filter(|byte| **byte == b'S').count(), 4);
     assert!(greeting.notice_frames.starts_with(b"N"));
     assert_eq!(greeting.key, Some(BackendKey { process: 9, secret: 0x0102_0304 }));
     assert_eq!(&buf[..], b"more");
@@ -107,7 +117,7 @@ proptest! {
                 Progress::Send(_) => prop_assert!(false),
                 Progress::Ready(_, greeting) => {
                     prop_assert!(rest.is_empty());
-                    prop_assert_eq!(greeting.parameters.len(), 2);
+                    prop_assert_eq!(greeting.parameters.len(), 3);
                     break;
                 }
             }
@@ -133,6 +143,8 @@ proptest! {
 #[test]
 fn what_has_no_place_is_refused_and_the_refusal_stays() {
     let greeted = auth(0, b"");
+    let utf8 = [&greeted[..], &server(b'S', b"client_encoding\0UTF8\0")].concat();
+    let off = server(b'S', b"standard_conforming_strings\0off\0");
     let rows: Vec<(Vec<u8>, &str)> = vec![
         (server(b'Z', b"I"), "message `Z` came while authenticating"),
         (server(b'S', b"a\0b\0"), "message `S` came while authenticating"),
@@ -152,6 +164,8 @@ fn what_has_no_place_is_refused_and_the_refusal_stays() {
         ([&greeted[..], &server(b'Z', b"T")].concat(), "`Z` is malformed"),
         ([&greeted[..], &server(b'Z', b"I")].concat(), "client_encoding is ``"),
         ([&greeted[..], &server(b'S', b"client_encoding\0SJIS\0"), &server(b'Z', b"I")].concat(), "`SJIS`"),
+        ([&utf8[..], &server(b'Z', b"I")].concat(), "standard_conforming_strings is ``"),
+        ([&utf8[..], &off, &server(b'Z', b"I")].concat(), "standard_conforming_strings is `off`"),
         ([&greeted[..], &greeted[..]].concat(), "message `R` came"),
         ([&greeted[..], &server(b'T', b"\0\0")].concat(), "message `T` came before ReadyForQuery"),
         ([&greeted[..], &server(b'K', b"abc")].concat(), "`K` is malformed"),
