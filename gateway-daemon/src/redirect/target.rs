@@ -300,7 +300,8 @@ mod tests {
 
     #[test]
     fn the_narrowest_range_says_whose_an_address_is() {
-        let protected = |network: &str, connection| Protected { network: network.parse().unwrap(), port: 5432, connection };
+        let protected =
+            |network: &str, connection| Protected { network: network.parse().unwrap(), port: 5432, connection };
         let list = [
             protected("10.0.0.0/8", Some(0)),
             protected("10.1.0.0/16", Some(1)),

@@ -406,7 +406,11 @@ impl Book {
         let started = at_millis(started_ms);
         let parts = Parts { id, agent, uid, cgroup, subject, starter, started, token_file };
         let run = Arc::new(Run::new(parts, Arc::clone(clock), life));
-        if ended { self.ended.insert(id, run) } else { self.runs.insert(id, run) };
+        if ended {
+            self.ended.insert(id, run)
+        } else {
+            self.runs.insert(id, run)
+        };
     }
 
     /// All whose processes may live.
