@@ -38,6 +38,7 @@ use crate::{
     },
 };
 
+mod often;
 mod parts;
 mod refusals;
 mod runs;
@@ -95,6 +96,7 @@ struct Weir {
     targets: Vec<Arc<Target>>,
     front: Arc<Front>,
     launcher: Launcher,
+    often: often::Often,
     /// Runs outlive an orderly stop: the next daemon finds them.
     stopping: AtomicBool,
 }
@@ -129,6 +131,7 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
         refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events),
     );
     tokio::spawn(watch_sockets(weir.clone()));
+    tokio::spawn(often::record(weir.clone()));
     runs::adopt(&weir);
     tokio::spawn(verbs::serve(weir.clone(), control));
     let accepting = tokio::spawn(accept(weir.clone(), listener));
@@ -159,6 +162,7 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(sessions = weir.sessions.count(), "sessions did not end in time");
     }
+    weir.record_repeated(Duration::ZERO);
     weir.record_admin(None, "daemon-stop", "in order; the programs stay and refuse".to_owned());
     weir.recorder.close();
     Ok(())
@@ -173,7 +177,8 @@ async fn accept(weir: Arc<Weir>, listener: Listener) {
                 tokio::spawn(async move { weir.take(accepted).await });
             }
             Ok(Incoming::Straight { stream, peer }) => {
-                refusals::record_straight(&weir.recorder, peer, weir.config.daemon.listener_port);
+                let reason = format!("connection straight to Weir's listener from {peer}");
+                weir.record_often(often::Kind::Straight, &reason, Some(peer));
                 drop(stream);
             }
             Err(error) => {

@@ -174,6 +174,7 @@ pub(super) async fn assemble(
         targets,
         front,
         launcher,
+        often: often::Often::default(),
         stopping: AtomicBool::new(false),
     };
     weir.judge_sockets();

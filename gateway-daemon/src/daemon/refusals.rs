@@ -1,5 +1,5 @@
-//! The kernel's refusals, and connections straight to the listener, on the record. What is alike is folded, so that a
-//! loop of refused connects is one line a second and not the end of the record.
+//! The kernel's refusals on the record. What is alike is folded, so that a loop of refused connects is one line a second
+//! and not the end of the record.
 
 use std::{
     collections::HashMap,
@@ -138,23 +138,5 @@ impl Refusals {
         if let Err(error) = self.recorder.record(&event) {
             tracing::error!(%error, "a refusal is not on the record");
         }
-    }
-}
-
-/// Records a connection that came straight to the listener, without a redirect.
-pub(super) fn record_straight(recorder: &Recorder, peer: SocketAddr, port: u16) {
-    let event = Event::Refused(KernelRefusal {
-        agent: None,
-        uid: u32::MAX,
-        pid: 0,
-        comm: String::new(),
-        cgroup: 0,
-        destination: SocketAddr::new(peer.ip(), port),
-        what: format!("connection straight to Weir's listener from {peer}"),
-        count: 1,
-    });
-    tracing::info!(%peer, "refused: connected straight to the listener");
-    if let Err(error) = recorder.record(&event) {
-        tracing::error!(%error, "a refusal is not on the record");
     }
 }

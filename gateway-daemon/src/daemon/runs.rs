@@ -14,7 +14,7 @@ use std::{
 use nix::unistd::{Gid, Group, Uid, User};
 use secrecy::{SecretString, zeroize::Zeroizing};
 
-use super::Weir;
+use super::{Weir, often::Kind};
 use crate::{
     config,
     control::{Connection, Reply, RunRequest, Text},
@@ -79,7 +79,8 @@ pub(super) async fn serve(
     let agent = request.agent.clone();
     if let Err(refused) = run(weir, &mut connection, request, descriptors).await {
         tracing::info!(agent.id = %agent, uid, "a run was not started");
-        weir.record_admin(Some(uid), "run-refused", format!("agent `{agent}`: {}", refused.message));
+        let agent = weir.config.agent(&agent).map(|agent| agent.name.clone());
+        weir.record_often(Kind::RunRefused { uid, agent }, &refused.message, None);
         let reply = Reply::Failed { message: refused.message, exit_code: refused.exit_code };
         // Whoever asked may be gone.
         let _ = connection.send(&reply).await;
