@@ -79,8 +79,13 @@ pub(super) async fn serve(
     let agent = request.agent.clone();
     if let Err(refused) = run(weir, &mut connection, request, descriptors).await {
         tracing::info!(agent.id = %agent, uid, "a run was not started");
-        let agent = weir.config.agent(&agent).map(|agent| agent.name.clone());
-        weir.record_often(Kind::RunRefused { uid, agent }, &refused.message, None);
+        let agent = weir.config.agent(&agent);
+        if agent.is_some_and(|agent| is_starter(agent, uid)) {
+            weir.record_admin(Some(uid), "run-refused", refused.message.clone());
+        } else {
+            let agent = agent.map(|agent| agent.name.clone());
+            weir.record_often(Kind::RunRefused { uid, agent }, &refused.message, None);
+        }
         let reply = Reply::Failed { message: refused.message, exit_code: refused.exit_code };
         // Whoever asked may be gone.
         let _ = connection.send(&reply).await;

@@ -209,6 +209,9 @@ fn an_agent_that_outlives_the_daemon_is_nobody_until_it_has_a_new_token() -> Res
     let token = weir.setup().folder().join(format!("{CLAUDE}.token")).display().to_string();
     let mut client = Client::start(&weir.agent(CLAUDE)?, &database)?;
     client.connect()?.rows()?;
+    // Without its token file: the next daemon would find a good token there.
+    let elsewhere = format!("{token}.elsewhere");
+    fs::rename(&token, &elsewhere)?;
     weir.kill()?;
     client.sql("SELECT 1")?.refused()?;
     let refused = client.connect()?;
@@ -217,7 +220,7 @@ fn an_agent_that_outlives_the_daemon_is_nobody_until_it_has_a_new_token() -> Res
     let refused = client.connect()?;
     let why = refused.refused()?;
     assert!(why.contains("weir agent refresh"), "{why}");
-    weir.weir(["agent", "refresh", CLAUDE, "--token-file", &token])?.succeeded()?;
+    weir.weir(["agent", "refresh", CLAUDE, "--token-file", &elsewhere])?.succeeded()?;
     client.connect()?.rows()?;
     assert_eq!(client.sql("SELECT count(*) FROM customers")?.rows()?, [[Value::from(100)]]);
     let log = log(&weir)?;
@@ -237,9 +240,15 @@ fn a_run_of_an_earlier_daemon_keeps_its_user_until_its_last_process_is_gone() ->
     let words = ["run", "--agent", CLAUDE, "--token-file", &token, "--", "true"];
     let mut client = Client::start(&weir.agent(CLAUDE)?, &database)?;
     client.connect()?.rows()?;
+    let own = weir.setup().folder().join(format!("{CLAUDE}.token"));
+    let elsewhere = own.with_extension("elsewhere");
+    fs::rename(&own, &elsewhere)?;
     weir.kill()?;
     weir.start_again(&[])?;
     client.connect()?.refused()?;
+    // With its token file it is itself again.
+    fs::rename(&elsewhere, &own)?;
+    wait_until("it is identified anew", NOTICED, || Ok(client.connect()?.rows().ok().map(drop)))?;
     let refused = weir.weir(words)?.failed()?;
     assert!(refused.contains("another subject"), "{refused}");
     drop(client);
