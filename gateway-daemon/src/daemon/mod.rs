@@ -26,6 +26,7 @@ use crate::{
     protocol::{
         postgres::{
             answer::{ErrorAnswer, NO_IDENTITY, UPSTREAM},
+            opening,
             serve::{self, Front, Target},
             tls::{CaError, HostCa},
         },
@@ -240,7 +241,7 @@ impl Weir {
         if let Err(error) = self.recorder.record(&Event::Refused(refused)) {
             tracing::error!(%error, "a refusal is not on the record");
         }
-        serve::refuse(accepted.stream, answer, self.config.limits.startup).await;
+        opening::refuse(accepted.stream, answer, self.config.limits.startup).await;
     }
 
     fn issuer(&self, name: &str) -> Option<Arc<Issuer>> {

@@ -12,6 +12,7 @@ pub mod frontend;
 pub mod gate;
 pub mod judge;
 pub mod machine;
+pub mod opening;
 pub mod pump;
 pub mod serve;
 pub mod startup;

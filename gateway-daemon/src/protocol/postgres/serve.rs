@@ -1,5 +1,5 @@
-//! One agent's connection, from its first byte to its end: start-up on the agent's side, the session upstream, the greeting,
-//! and then the [`Pump`].
+//! One agent's connection, from its [`opening`](super::opening) to its end: the session upstream, the greeting, and then the
+//! [`Pump`].
 
 use std::{
     future::Future,
@@ -11,11 +11,8 @@ use std::{
 };
 
 use aws_lc_rs::{hmac, rand};
-use bytes::{Buf, BytesMut};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use bytes::BytesMut;
+use tokio::io::AsyncWriteExt;
 
 use super::{
     answer::{
@@ -26,9 +23,10 @@ use super::{
     frame::FrameError,
     judge::{JudgeParts, SessionJudge, no_standing},
     machine::{Fault, Machine, MachineLimits},
+    opening::{NoSession, open, told},
     pump::{Ending, Pump, World},
-    startup::{self, CancelKey, MAX_STARTUP_BYTES, Opening, Startup, StartupError},
-    tls::{AgentStream, HostCa, ServerNameEntry, TlsStart, accept_tls},
+    startup::Startup,
+    tls::{AgentStream, HostCa},
     upstream::{self, StartupParameters, Upstream, UpstreamError, UpstreamSettings},
 };
 use crate::{
@@ -123,17 +121,6 @@ pub enum ConnectError {
     Upstream(Box<UpstreamError>),
 }
 
-/// A connection that ends before there is a session.
-#[derive(Debug)]
-enum NoSession {
-    /// The agent went away, broke the start-up or was too slow: nobody to tell.
-    Silent(String),
-    /// The agent is told.
-    Told(ErrorAnswer),
-    /// A cancel request was served.
-    Cancelled,
-}
-
 /// Serves one connection to its end. `run` and `target` are what the cgroup and the origin led to.
 pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target: Arc<Target>) {
     let id = front.recorder.next_session();
@@ -207,119 +194,6 @@ struct Caller {
     uid: u32,
 }
 
-/// Reads the agent's openings up to the start-up message; the stream is left in `opened`, under TLS if it was asked for.
-async fn open(
-    front: &Front,
-    mut stream: TcpStream,
-    run: &Run,
-    target: &Target,
-    origin: SocketAddr,
-    opened: &mut Option<AgentStream>,
-) -> Result<Startup, NoSession> {
-    let mut read = BytesMut::new();
-    loop {
-        match next_opening(&mut stream, &mut read).await {
-            Ok(Opening::GssRequest) => stream.write_all(b"N").await.map_err(broke)?,
-            Ok(opening @ (Opening::TlsRequest | Opening::DirectTls)) => {
-                let start = if opening == Opening::DirectTls {
-                    TlsStart::Direct
-                } else {
-                    stream.write_all(b"S").await.map_err(broke)?;
-                    TlsStart::Requested
-                };
-                let config = front.ca.server_config(&names_of(&front.ca, target, origin));
-                let config = config.map_err(|error| NoSession::Silent(error.to_string()))?;
-                let rest = std::mem::take(&mut read).freeze();
-                let tls = accept_tls(stream, config, rest, start, front.startup_deadline).await;
-                let mut tls = tls.map_err(|error| NoSession::Silent(error.to_string()))?;
-                let startup = startup_under_tls(front, &mut tls, run).await;
-                *opened = Some(tls);
-                return startup;
-            }
-            Ok(Opening::Cancel(key)) => return cancel(front, run, key).await,
-            Ok(Opening::Startup(startup)) => {
-                *opened = Some(AgentStream::Plain(stream));
-                return early(startup, &read);
-            }
-            Err(error) => {
-                *opened = Some(AgentStream::Plain(stream));
-                return Err(error);
-            }
-        }
-    }
-}
-
-async fn startup_under_tls(front: &Front, tls: &mut AgentStream, run: &Run) -> Result<Startup, NoSession> {
-    let mut read = BytesMut::new();
-    match next_opening(tls, &mut read).await? {
-        Opening::Startup(startup) => early(startup, &read),
-        Opening::Cancel(key) => cancel(front, run, key).await,
-        Opening::TlsRequest | Opening::DirectTls | Opening::GssRequest => {
-            Err(told(ErrorAnswer::fatal(PROTOCOL_VIOLATION, "encryption was asked for under encryption")))
-        }
-    }
-}
-
-/// No agent sends a message before it was let in; one that does may mean to have it read elsewhere.
-fn early(startup: Startup, read: &[u8]) -> Result<Startup, NoSession> {
-    if read.is_empty() {
-        return Ok(startup);
-    }
-    Err(told(ErrorAnswer::fatal(PROTOCOL_VIOLATION, "bytes followed the start-up message before it was answered")))
-}
-
-async fn next_opening<S>(stream: &mut S, read: &mut BytesMut) -> Result<Opening, NoSession>
-where
-    S: tokio::io::AsyncRead + Unpin,
-{
-    loop {
-        match startup::decode(read) {
-            Ok(Some((opening, used))) => {
-                read.advance(used);
-                return Ok(opening);
-            }
-            Ok(None) => {}
-            Err(error) => return Err(told(startup_answer(&error))),
-        }
-        // `decode` refuses longer packets, so this is all that is ever read here.
-        read.reserve(MAX_STARTUP_BYTES);
-        if stream.read_buf(read).await.map_err(broke)? == 0 {
-            return Err(NoSession::Silent("closed by the agent before its start-up".into()));
-        }
-    }
-}
-
-fn startup_answer(error: &StartupError) -> ErrorAnswer {
-    ErrorAnswer::fatal(PROTOCOL_VIOLATION, format!("Weir refused this connection: {error}"))
-}
-
-fn broke(error: std::io::Error) -> NoSession {
-    NoSession::Silent(format!("the agent's connection broke: {error}"))
-}
-
-const fn told(answer: ErrorAnswer) -> NoSession {
-    NoSession::Told(answer)
-}
-
-/// The names that an agent may verify: the configured host, and the address that it asked for where that is declared. An
-/// address that a name led to is not: whoever connects by name verifies the name.
-fn names_of(ca: &HostCa, target: &Target, origin: SocketAddr) -> Vec<ServerNameEntry> {
-    let mut names = vec![ServerNameEntry::Ip(origin.ip())];
-    names.extend(target.host.parse::<ServerNameEntry>().ok());
-    names.retain(|name| ca.declares(name));
-    names
-}
-
-/// Serves a cancel request: only for sessions of the same run's agent.
-async fn cancel(front: &Front, run: &Run, key: CancelKey) -> Result<Startup, NoSession> {
-    if let Some(cancel) = front.cancels.find(key, &run.agent)
-        && let Err(error) = upstream::cancel(&cancel.target.upstream, cancel.address, cancel.key).await
-    {
-        tracing::warn!(%error, "a cancel request could not be passed on");
-    }
-    Err(NoSession::Cancelled)
-}
-
 /// Connects upstream, greets the agent and serves the session; gives the reason of its end.
 async fn session(
     front: &Arc<Front>,
@@ -391,7 +265,7 @@ async fn session(
         database,
         fetch: None,
     };
-    let mut machine = Machine::new(judge, log, front.limits, &nonce());
+    let mut machine = Machine::new(judge, log, front.limits, &nonce()?);
     machine.to_agent().push(&greeting, 0);
     let Upstream { stream, leftover, address, greeting, .. } = upstream;
     let mut pump = Pump::new((agent, BytesMut::new()), (stream, leftover), machine, world, front.idle);
@@ -606,13 +480,11 @@ fn greet(
     Ok((place, greeting))
 }
 
-/// 32 hex digits that nobody can guess. Without randomness nothing is unguessable, so the name is then none at all.
-fn nonce() -> String {
+/// 32 hex digits that nobody can guess.
+fn nonce() -> Result<String, NoSession> {
     let mut bytes = [0; 16];
-    if rand::fill(&mut bytes).is_err() {
-        tracing::error!("the system gives no random bytes");
-    }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    rand::fill(&mut bytes).map_err(|_| NoSession::Silent("the system gives no random bytes".into()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Ready when the session must end: its identity ended, or someone said so.
@@ -662,23 +534,4 @@ impl World for SessionWorld {
         }
         done
     }
-}
-
-/// Tells an agent that there is no session, in its own protocol: after its start-up message, without TLS, and for no
-/// longer than `deadline`.
-pub async fn refuse(mut stream: TcpStream, answer: &ErrorAnswer, deadline: Duration) {
-    let tell = async {
-        let mut read = BytesMut::new();
-        loop {
-            match next_opening(&mut stream, &mut read).await {
-                Ok(Opening::TlsRequest | Opening::GssRequest) => stream.write_all(b"N").await?,
-                Ok(Opening::Startup(_)) => break,
-                Ok(Opening::Cancel(_) | Opening::DirectTls) | Err(_) => return Ok(()),
-            }
-        }
-        stream.write_all(&answer.to_bytes()).await?;
-        stream.shutdown().await
-    };
-    // Whether it was heard is the agent's own affair.
-    let _: Result<std::io::Result<()>, _> = tokio::time::timeout(deadline, tell).await;
 }
