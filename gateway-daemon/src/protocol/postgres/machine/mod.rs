@@ -408,11 +408,12 @@ impl<J: Judge> Machine<J> {
         requests_ended.and(ended.map(drop))
     }
 
-    /// Queues an error that ends the session, behind all that is on its way to the agent.
-    ///
-    /// # Errors
-    /// When the record cannot be written.
+    /// Queues an error that ends the session, behind all that is on its way to the agent. Says nothing behind half a message
+    /// of the server's, where it would be read as the rest of it.
     pub fn say_fatal(&mut self, answer: &ErrorAnswer) {
+        if self.server_body > 0 {
+            return;
+        }
         let needs = self.log.appended();
         self.to_agent.push(&answer.to_bytes(), needs);
     }

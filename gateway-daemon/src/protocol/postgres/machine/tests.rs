@@ -388,6 +388,17 @@ fn a_copy_behind_another_statement_waits_for_its_own_answer() {
 }
 
 #[test]
+fn nothing_is_said_into_the_middle_of_a_row() {
+    let mut machine = machine();
+    machine.agent_says(&query("SELECT 1"));
+    machine.left(Side::Server);
+    let row = message(b'D', b"\0\x01\0\0\0\x03abc");
+    machine.server_says(&row[..8]);
+    machine.say_fatal(&ErrorAnswer::fatal("57P01", "over"));
+    assert_eq!(machine.left(Side::Agent), row[..8]);
+}
+
+#[test]
 fn rows_that_nothing_asked_for_end_the_session() {
     for unasked in [message(b'D', b"\0\0"), message(b'C', b"SELECT 1\0"), READY.to_vec(), message(b'G', b"\0\0\0")] {
         assert!(matches!(machine().from_server(&unasked), Err(Fault::Server(_))), "{unasked:?}");
