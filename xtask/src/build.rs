@@ -21,5 +21,10 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn weir(profile: &str) -> Result<PathBuf> {
     let mut command = paths::cargo_command("build");
     process::run(command.args(["--package", "gateway-daemon", "--bin", "weir", "--profile", profile]))?;
+    built(profile)
+}
+
+/// Where a build by `profile` puts `weir`.
+pub(crate) fn built(profile: &str) -> Result<PathBuf> {
     Ok(paths::target()?.join(profile).join("weir"))
 }

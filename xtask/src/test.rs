@@ -28,8 +28,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 pub(crate) fn with_servers(args: &[&str], change: impl FnOnce(&mut Command)) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "not root: end-to-end tests load eBPF programs and make cgroups");
     step("setup", setup::run)?;
-    let weir = step("build weir", || build::weir(build::PROFILE))?;
-    step("build tests", || process::run(nextest("run").args(args).arg("--no-run")))?;
+    // With the tests comes the binary that they test: building it apart would build its dependencies twice, since features
+    // are unified over what is built together.
+    step("build", || process::run(nextest("run").args(args).arg("--no-run")))?;
+    let weir = build::built(build::PROFILE)?;
     let servers = step("start servers", || TestServers::start(&weir))?;
     let mut command = nextest("run");
     command.args(args).env("WEIR_TEST_SERVERS", servers.description());
