@@ -441,7 +441,8 @@ fn mask(address: IpAddr, prefix: u8) -> IpAddr {
     }
 }
 
-fn lies_below(path: &str, scope: &str) -> bool {
+/// Whether a cgroup lies below another, as their paths say.
+pub(crate) fn lies_below(path: &str, scope: &str) -> bool {
     scope == "/" || path.strip_prefix(scope).is_some_and(|rest| rest.starts_with('/'))
 }
 

@@ -11,6 +11,7 @@ mod check;
 mod error;
 mod raw;
 
+pub(crate) use check::lies_below;
 pub use error::{ConfigError, Fault};
 
 use crate::secret::SecretRef;

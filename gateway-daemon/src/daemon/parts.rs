@@ -273,7 +273,7 @@ pub(super) fn write_certificates(config: &Config, ca: &HostCa) -> Result<(), Sta
 fn enter_cgroup(config: &Config, cgroups: &CgroupRoot) -> Result<CgroupId, StartError> {
     let own = format!("{}/daemon", config.daemon.cgroup);
     let now = cgroups.of_self().unwrap_or_else(|| "/".to_owned());
-    let service = now != "/" && now != config.daemon.scope && lies_below(&now, &config.daemon.scope);
+    let service = now != "/" && now != config.daemon.scope && config::lies_below(&now, &config.daemon.scope);
     // A service manager gave the daemon a cgroup of its own: nobody else's processes are in it.
     if service && now.ends_with(".service") {
         return Ok(cgroups.id(&now)?);
@@ -281,10 +281,6 @@ fn enter_cgroup(config: &Config, cgroups: &CgroupRoot) -> Result<CgroupId, Start
     let id = cgroups.create(&own)?;
     cgroups.enter(&own)?;
     Ok(id)
-}
-
-fn lies_below(path: &str, scope: &str) -> bool {
-    scope == "/" || path.strip_prefix(scope).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn start_kernel(

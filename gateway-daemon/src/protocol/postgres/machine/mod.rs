@@ -36,6 +36,7 @@ use crate::{
 };
 
 mod answers;
+mod errors;
 mod expect;
 mod names;
 mod requests;

@@ -6,6 +6,7 @@ use bytes::BytesMut;
 
 use super::{
     AgentPhase, Fault, Judge, Judgement, KEPT_TEXT_BYTES, Machine, Stop, Unread,
+    errors::{no_cursor, no_portal, no_statement, not_plain, over},
     expect::{Changes, Copies, Expect, Portal, Prepared, PreparedBy},
     names::{Change, Meaning},
     requests::{Ask, Asked},
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     policy::{Clearance, Decision, PolicySetId, Refusal, Verdict},
     protocol::postgres::{
-        answer::{self, ErrorAnswer, LIMIT, REFUSED, Severity},
+        answer::{self, ErrorAnswer, REFUSED, Severity},
         frame::HEADER,
         frontend::{self, Bind, Message, Target},
     },
@@ -563,43 +564,6 @@ fn is_plain(reading: &Reading) -> bool {
             matches!(statement.kind, StatementKind::Query | StatementKind::Dml | StatementKind::DeclareCursor { .. });
         rows && statement.executes.is_none()
     })
-}
-
-fn not_plain() -> ErrorAnswer {
-    ErrorAnswer {
-        severity: Severity::Error,
-        sqlstate: REFUSED,
-        message: "Weir refused this statement: it runs by name what neither returns nor changes rows".to_owned(),
-        detail: "EXECUTE and FETCH are followed to SELECT, INSERT, UPDATE, DELETE, MERGE and their kin alone."
-            .to_owned(),
-        hint: "send the statement itself".to_owned(),
-    }
-}
-
-fn over(message: String) -> ErrorAnswer {
-    ErrorAnswer { severity: Severity::Error, sqlstate: LIMIT, message, detail: String::new(), hint: String::new() }
-}
-
-/// What the server itself says of a prepared statement that does not exist.
-fn no_statement(name: &str) -> ErrorAnswer {
-    let message = match name {
-        "" => "unnamed prepared statement does not exist".to_owned(),
-        name => format!("prepared statement \"{name}\" does not exist"),
-    };
-    let (detail, hint) = (String::new(), String::new());
-    ErrorAnswer { severity: Severity::Error, sqlstate: "26000", message, detail, hint }
-}
-
-/// What the server itself says of a portal that does not exist.
-fn no_portal(name: &str) -> ErrorAnswer {
-    let (detail, hint) = (String::new(), String::new());
-    let message = format!("portal \"{name}\" does not exist");
-    ErrorAnswer { severity: Severity::Error, sqlstate: "34000", message, detail, hint }
-}
-
-/// The same of a cursor: one and the same thing, under the name that SQL has for it.
-fn no_cursor(name: &str) -> ErrorAnswer {
-    ErrorAnswer { message: format!("cursor \"{name}\" does not exist"), ..no_portal(name) }
 }
 
 fn copies_of(reading: &Reading) -> Copies {

@@ -1,0 +1,42 @@
+//! What an agent is told of a statement that the machine refuses by itself, without a policy.
+
+use crate::protocol::postgres::answer::{ErrorAnswer, LIMIT, REFUSED, Severity};
+
+/// What runs by name changes names, or runs yet another.
+pub(super) fn not_plain() -> ErrorAnswer {
+    ErrorAnswer {
+        severity: Severity::Error,
+        sqlstate: REFUSED,
+        message: "Weir refused this statement: it runs by name what neither returns nor changes rows".to_owned(),
+        detail: "EXECUTE and FETCH are followed to SELECT, INSERT, UPDATE, DELETE, MERGE and their kin alone."
+            .to_owned(),
+        hint: "send the statement itself".to_owned(),
+    }
+}
+
+/// A limit that the session has reached.
+pub(super) fn over(message: String) -> ErrorAnswer {
+    ErrorAnswer { severity: Severity::Error, sqlstate: LIMIT, message, detail: String::new(), hint: String::new() }
+}
+
+/// What the server itself says of a prepared statement that does not exist.
+pub(super) fn no_statement(name: &str) -> ErrorAnswer {
+    let message = match name {
+        "" => "unnamed prepared statement does not exist".to_owned(),
+        name => format!("prepared statement \"{name}\" does not exist"),
+    };
+    let (detail, hint) = (String::new(), String::new());
+    ErrorAnswer { severity: Severity::Error, sqlstate: "26000", message, detail, hint }
+}
+
+/// What the server itself says of a portal that does not exist.
+pub(super) fn no_portal(name: &str) -> ErrorAnswer {
+    let (detail, hint) = (String::new(), String::new());
+    let message = format!("portal \"{name}\" does not exist");
+    ErrorAnswer { severity: Severity::Error, sqlstate: "34000", message, detail, hint }
+}
+
+/// The same of a cursor: one and the same thing, under the name that SQL has for it.
+pub(super) fn no_cursor(name: &str) -> ErrorAnswer {
+    ErrorAnswer { message: format!("cursor \"{name}\" does not exist"), ..no_portal(name) }
+}
