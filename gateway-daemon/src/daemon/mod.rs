@@ -13,6 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use secrecy::SecretString;
+use tokio::net::TcpStream;
 
 use crate::{
     accept::{Accepted, Incoming, ListenError, Listener, PortKeeping},
@@ -46,9 +47,16 @@ mod runs;
 mod sockets;
 mod targets;
 mod verbs;
+mod workers;
 
 pub use parts::StartError;
 pub(crate) use sockets::{may_user_connect as may_connect, open_to_agents as sockets_open_to_agents};
+use workers::Workers;
+
+/// Threads for all that is no session: accepting, people's requests, tokens, names.
+const CONTROL_THREADS: usize = 2;
+/// How long what still runs may take when the daemon ends.
+const STOP: Duration = Duration::from_secs(2);
 
 /// How long sessions may finish what they are doing when the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -107,20 +115,23 @@ struct Weir {
 /// # Errors
 /// What kept it from starting; nothing is open then that was not open before.
 pub fn run(config: Config, options: Options, launcher: LauncherProcess) -> Result<(), StartError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.daemon.workers)
-        // Statements are parsed where they arrive; the parser's depth is bounded by this stack.
-        .thread_stack_size(crate::sql::PARSE_STACK_BYTES)
-        .thread_name("weir")
-        .enable_all()
-        .build()
-        .map_err(|source| StartError::Runtime { source })?;
-    let outcome = runtime.block_on(serve(config, options, launcher));
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    let failed = |source| StartError::Runtime { source };
+    let workers = Arc::new(Workers::start(config.daemon.workers).map_err(failed)?);
+    let runtime = workers::runtime(CONTROL_THREADS, "weir").map_err(failed)?;
+    let outcome = runtime.block_on(serve(config, options, launcher, workers.clone()));
+    runtime.shutdown_timeout(STOP);
+    if let Some(workers) = Arc::into_inner(workers) {
+        workers.stop(STOP);
+    }
     outcome
 }
 
-async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> Result<(), StartError> {
+async fn serve(
+    config: Config,
+    options: Options,
+    launcher: LauncherProcess,
+    workers: Arc<Workers>,
+) -> Result<(), StartError> {
     // Before anything is open: whoever stops the daemon from here on stops it in order.
     let mut signals = Signals::new().map_err(|source| StartError::Runtime { source })?;
     let (weir, resolved) = parts::assemble(config, options, launcher).await?;
@@ -135,7 +146,7 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
     tokio::spawn(often::record(weir.clone()));
     runs::adopt(&weir);
     tokio::spawn(verbs::serve(weir.clone(), control));
-    let accepting = tokio::spawn(accept(weir.clone(), listener));
+    let accepting = tokio::spawn(accept(weir.clone(), listener, workers));
     weir.record_admin(
         None,
         "daemon-start",
@@ -170,12 +181,12 @@ async fn serve(config: Config, options: Options, launcher: LauncherProcess) -> R
 }
 
 /// Takes connections, for as long as the listening sockets live.
-async fn accept(weir: Arc<Weir>, listener: Listener) {
+async fn accept(weir: Arc<Weir>, listener: Listener, workers: Arc<Workers>) {
     loop {
         match listener.accept().await {
             Ok(Incoming::Accepted(accepted)) => {
                 let weir = weir.clone();
-                tokio::spawn(async move { weir.take(accepted).await });
+                workers.spawn(async move { weir.take(accepted).await });
             }
             Ok(Incoming::Straight { stream, peer }) => {
                 let reason = format!("connection straight to Weir's listener from {peer}");
@@ -205,6 +216,14 @@ async fn watch_sockets(weir: Arc<Weir>) {
 impl Weir {
     /// Leads an accepted connection to its session.
     async fn take(self: Arc<Self>, accepted: Accepted) {
+        // What happens on it is told to the thread that serves it, without a detour by the one that accepted it.
+        let accepted = match accepted.stream.into_std().and_then(TcpStream::from_std) {
+            Ok(stream) => Accepted { stream, ..accepted },
+            Err(error) => {
+                tracing::error!(%error, "a connection cannot be served");
+                return;
+            }
+        };
         // The kernel noted the index when the agent connected; the address must still be that connection's.
         let meant = redirect::connection_of(&self.protected.load(), accepted.origin);
         let index = meant.filter(|&index| index == accepted.connection).and_then(|index| usize::try_from(index).ok());

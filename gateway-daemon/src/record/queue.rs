@@ -106,7 +106,7 @@ impl Progress {
         cx: &mut Context<'_>,
         upto: u64,
     ) -> Poll<Result<Receipt, StoreError>> {
-        self.poll(shared, cx, |progress| progress.durable() >= upto).map_ok(|()| Receipt::new(upto))
+        self.poll(shared, cx, |progress| progress.durable() >= upto).map_ok(|()| Receipt::new(self.durable()))
     }
 }
 

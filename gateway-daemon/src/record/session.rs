@@ -168,7 +168,8 @@ impl SessionLog {
         self.bytes.saturating_add(open).saturating_sub(self.progress.bytes())
     }
 
-    /// Waits until the first `upto` events are durable; hands over what of them was not.
+    /// Waits until the first `upto` events are durable, and hands over what of them was not. The receipt is for all that
+    /// is durable by then, so that what one commit wrote leaves in one go.
     ///
     /// # Errors
     /// When the store is in trouble, or so many were never appended.
@@ -185,7 +186,7 @@ impl SessionLog {
             self.commit();
         }
         match &self.shared {
-            None => Poll::Ready(Ok(Receipt::new(upto))),
+            None => Poll::Ready(Ok(Receipt::new(self.appended))),
             Some(shared) => self.progress.poll_receipt(shared, cx, upto),
         }
     }

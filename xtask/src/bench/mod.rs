@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// Measure only these; the first is what the others are compared with
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = TargetName::ALL)]
     targets: Vec<TargetName>,
-    /// Measure only the loads whose names contain this
+    /// Measure only the loads whose names contain this; `memory` is one
     #[arg(long, value_name = "TEXT", default_value = "")]
     loads: String,
     /// Build Weir by this profile
@@ -74,7 +74,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let chosen = all.into_iter().filter(|load| load.to_string().contains(&options.loads));
 
     // Before the loads: what a daemon has grown by them isn't a session's.
-    let memory = step("memory", || memory::measure(&stage))?;
+    let memory =
+        if "memory".contains(&options.loads) { step("memory", || memory::measure(&stage))? } else { Vec::new() };
     let mut fdatasync = Vec::new();
     let mut loads = Vec::new();
     for load in chosen {

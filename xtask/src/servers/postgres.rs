@@ -63,7 +63,7 @@ impl Postgres {
             Purpose::Demo | Purpose::Bench => (private, "on"),
         };
         let configuration = format!(
-            "port = {port}\nlisten_addresses = '127.0.0.1,::1'\nmax_connections = 400\n\
+            "port = {port}\nlisten_addresses = '127.0.0.1,::1'\nmax_connections = 1000\n\
              unix_socket_directories = '{sockets}'\nfsync = {fsync}\n\
              ssl = on\nssl_cert_file = '{0}/server.crt'\nssl_key_file = '{0}/server.key'\n\
              shared_buffers = 256MB\nlogging_collector = off\n",

@@ -1,42 +1,39 @@
 //! One agent's connection, from its [`opening`](super::opening) to its end: the session upstream, the greeting, and then the
 //! [`Pump`].
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use aws_lc_rs::{hmac, rand};
+use aws_lc_rs::hmac;
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    answer::{
-        self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, REFUSED, TOO_MANY, UPSTREAM,
-    },
-    cancels::{CancelPlace, Cancels},
-    catalogs::{CatalogCell, Catalogs},
+    answer::{self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, TOO_MANY, UPSTREAM},
+    cancels::Cancels,
+    catalogs::Catalogs,
     frame::FrameError,
     judge::{JudgeParts, SessionJudge, no_standing},
-    machine::{Fault, Machine, MachineLimits},
+    machine::{Fault, Judge, Machine, MachineLimits},
     opening::{NoSession, open, told},
     pump::{Ending, Pump, World},
     startup::Startup,
     tls::{AgentStream, HostCa},
-    upstream::{self, StartupParameters, Upstream, UpstreamError, UpstreamSettings},
+    upstream::{self, StartupParameters, Upstream, UpstreamError, UpstreamSettings, UpstreamStream},
 };
 use crate::{
     accept::Accepted,
-    identity::{Identity, Run, Standing},
+    identity::{Run, Standing},
     policy::Policies,
     protocol::sessions::{self, SessionView, Sessions},
-    record::{Event, KernelRefusal, Recorder, SessionLog, SessionStart, StoreError},
-    sql::{ReadingCache, setting_is_free},
+    record::{Event, KernelRefusal, Recorder, SessionStart, StoreError},
+    sql::ReadingCache,
 };
+
+mod begin;
+mod world;
+
+use begin::{check_startup, connect, greet, log_start, nonce, ready_catalog, session_start, with_search_path};
+use world::SessionWorld;
 
 /// One declared connection, ready to be served.
 #[derive(Debug)]
@@ -258,13 +255,7 @@ async fn session(
         secrets: front.secrets.clone(),
     });
     let (cancel_place, greeting) = greet(front, run, target, &startup, &upstream)?;
-    let world = SessionWorld {
-        told: Box::pin(until_told(run.clone(), place.end.clone())),
-        catalog,
-        target: target.clone(),
-        database,
-        fetch: None,
-    };
+    let world = SessionWorld::new(run.clone(), place.end.clone(), catalog, target.clone(), database);
     let mut machine = Machine::new(judge, log, front.limits, &nonce()?);
     machine.to_agent().push(&greeting, 0);
     let Upstream { stream, leftover, address, greeting, .. } = upstream;
@@ -282,13 +273,9 @@ async fn session(
 }
 
 /// Ends the session on both sides and on the record; gives the reason.
-async fn end<J, W>(
-    pump: &mut Pump<AgentStream, upstream::UpstreamStream, J, W>,
-    ending: &Ending,
-    front: &Front,
-) -> String
+async fn end<J, W>(pump: &mut Pump<AgentStream, UpstreamStream, J, W>, ending: &Ending, front: &Front) -> String
 where
-    J: super::machine::Judge,
+    J: Judge,
     W: World,
 {
     let (reason, answer) = match ending {
@@ -338,200 +325,4 @@ fn fault_answer(fault: &Fault) -> ErrorAnswer {
 fn record_failed(error: &StoreError) -> ErrorAnswer {
     ErrorAnswer::fatal(RECORD_FAILED, format!("Weir ended this session: {error}"))
         .hint("nothing is served that cannot be recorded; try again when the host's operator has mended the record")
-}
-
-/// The database to use, when user, database and settings are what the connection accepts.
-fn check_startup(target: &Target, startup: &Startup) -> Result<String, ErrorAnswer> {
-    let refuse = |what: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: {what}"));
-    if !target.accept_users.is_empty() && !target.accept_users.contains(&startup.user) {
-        let accepted = target.accept_users.join(", ");
-        return Err(refuse(format!("connection `{}` accepts no user `{}`", target.name, startup.user))
-            .hint(format!("use one of: {accepted}")));
-    }
-    for (name, value) in &startup.settings {
-        if name != "search_path" && !setting_is_free(name, value) {
-            return Err(refuse(format!("the setting `{name}` may not be set at start-up to this value")));
-        }
-    }
-    match &target.database {
-        Some(database) if *database != startup.database => {
-            Err(refuse(format!("connection `{}` has the database `{database}` alone", target.name))
-                .hint(format!("connect with dbname={database}")))
-        }
-        Some(_) | None => Ok(startup.database.clone()),
-    }
-}
-
-async fn connect(
-    run: &Run,
-    target: &Target,
-    caller: &Caller,
-    startup: &Startup,
-    database: &str,
-) -> Result<Upstream, ErrorAnswer> {
-    let own = if startup.application.is_empty() { String::new() } else { format!(" {}", startup.application) };
-    let parameters = StartupParameters {
-        database: database.to_owned(),
-        application_name: format!("weir:{}:{}{own}", run.agent, caller.id),
-        settings: startup.settings.clone(),
-    };
-    target.connect(&parameters).await.map_err(|error| {
-        tracing::warn!(%error, "the server is not reached");
-        let message = format!("Weir cannot reach the server of connection `{}`: {error}", target.name);
-        let hint = match &error {
-            ConnectError::Upstream(error) => error.failure.help().unwrap_or_default(),
-            ConnectError::Lookup { .. } => "",
-        };
-        ErrorAnswer::fatal(UPSTREAM, message).hint(hint)
-    })
-}
-
-fn session_start(
-    run: &Run,
-    target: &Target,
-    caller: &Caller,
-    identity: &Identity,
-    startup: &Startup,
-    database: &str,
-    tls: bool,
-) -> SessionStart {
-    let executable = std::fs::read_link(format!("/proc/{}/exe", caller.pid));
-    SessionStart {
-        session: caller.id,
-        agent: run.agent.to_string(),
-        run: run.id.to_string(),
-        issuer: identity.subject.issuer.to_string(),
-        subject: identity.subject.subject.to_string(),
-        groups: identity.groups.iter().map(|group| group.0.to_string()).collect(),
-        token_id: identity.token_id.clone(),
-        actor: identity.actor.clone(),
-        token_sha256: identity.token_sha256,
-        cgroup: run.cgroup.0,
-        pid: caller.pid,
-        uid: caller.uid,
-        executable: executable.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
-        connection: target.name.to_string(),
-        origin: caller.origin,
-        upstream: None,
-        asked_user: startup.user.clone(),
-        asked_database: startup.database.clone(),
-        user: target.upstream.user.to_string(),
-        database: database.to_owned(),
-        application: startup.application.clone(),
-        tls,
-    }
-}
-
-/// The start must be on the record before anything is served.
-async fn log_start(log: &mut SessionLog, start: SessionStart) -> Result<(), StoreError> {
-    let event = log.append(&Event::SessionStart(start))?;
-    log.receipt(event).await.map(drop)
-}
-
-async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
-    let cell = target.catalogs.cell(database);
-    if cell.current().is_none() || cell.is_stale() {
-        cell.fetch(target, database).await;
-    }
-    match cell.failure() {
-        None => Ok(cell),
-        Some(failure) => {
-            let message = format!("Weir cannot read the catalogue of database `{database}`: {failure}");
-            Err(ErrorAnswer::fatal(UPSTREAM, message))
-        }
-    }
-}
-
-/// A search path of the start-up message is in force beside the role's own.
-fn with_search_path(
-    mut names: crate::sql::SessionNames,
-    startup: &Startup,
-) -> Result<crate::sql::SessionNames, ErrorAnswer> {
-    for (_, value) in startup.settings.iter().filter(|(name, _)| name == "search_path") {
-        let path = crate::sql::SearchPath::parse(value);
-        let refuse =
-            |why: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: search_path: {why}"));
-        let path = path.map_err(|error| refuse(error.to_string()))?;
-        let effect = crate::sql::NameEffect::SearchPath(path);
-        names.apply(&[effect]).map_err(|error| refuse(error.to_string()))?;
-    }
-    Ok(names)
-}
-
-/// What the agent reads before its first ReadyForQuery, and the cancel key in it.
-fn greet(
-    front: &Front,
-    run: &Run,
-    target: &Arc<Target>,
-    startup: &Startup,
-    upstream: &Upstream,
-) -> Result<(CancelPlace, BytesMut), NoSession> {
-    let mut greeting = BytesMut::new();
-    if startup.minor > 0 || !startup.extensions.is_empty() {
-        answer::negotiate_version(&mut greeting, &startup.extensions);
-    }
-    answer::authentication_ok(&mut greeting);
-    greeting.extend_from_slice(&upstream.greeting.parameter_frames);
-    greeting.extend_from_slice(&upstream.greeting.notice_frames);
-    let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, upstream.greeting.key);
-    let place = place.map_err(|error| NoSession::Silent(error.to_string()))?;
-    answer::backend_key(&mut greeting, place.key());
-    answer::ready_idle(&mut greeting);
-    Ok((place, greeting))
-}
-
-/// 32 hex digits that nobody can guess.
-fn nonce() -> Result<String, NoSession> {
-    let mut bytes = [0; 16];
-    rand::fill(&mut bytes).map_err(|_| NoSession::Silent("the system gives no random bytes".into()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Ready when the session must end: its identity ended, or someone said so.
-async fn until_told(run: Arc<Run>, mut end: tokio::sync::watch::Receiver<Option<Arc<str>>>) -> ErrorAnswer {
-    let mut standing = run.subscribe();
-    loop {
-        match run.standing_now() {
-            Standing::Valid(_) => {}
-            ended => return no_standing(&ended),
-        }
-        if let Some(why) = end.borrow_and_update().as_ref() {
-            return ErrorAnswer::fatal(answer::SHUTDOWN, format!("Weir ended this session: {why}"));
-        }
-        tokio::select! {
-            changed = standing.changed() => if changed.is_err() {
-                return no_standing(&Standing::Ended);
-            },
-            changed = end.changed() => if changed.is_err() {
-                return ErrorAnswer::fatal(answer::SHUTDOWN, "Weir ended this session: it is no longer known");
-            },
-        }
-    }
-}
-
-/// What a session waits for beside its bytes.
-struct SessionWorld {
-    told: Pin<Box<dyn Future<Output = ErrorAnswer> + Send>>,
-    catalog: Arc<CatalogCell>,
-    target: Arc<Target>,
-    database: String,
-    fetch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl World for SessionWorld {
-    fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<ErrorAnswer> {
-        self.told.as_mut().poll(cx)
-    }
-
-    fn poll_fetched(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let fetch = self.fetch.get_or_insert_with(|| {
-            let (catalog, target, database) = (self.catalog.clone(), self.target.clone(), self.database.clone());
-            Box::pin(async move { catalog.fetch(&target, &database).await })
-        });
-        let done = fetch.as_mut().poll(cx);
-        if done.is_ready() {
-            self.fetch = None;
-        }
-        done
-    }
 }

@@ -1,0 +1,166 @@
+//! From a start-up message to a session that may begin: what is asked for, the server, the first event on the record, the
+//! catalogue, the greeting.
+
+use std::sync::Arc;
+
+use aws_lc_rs::rand;
+use bytes::BytesMut;
+
+use super::{Caller, ConnectError, Front, Target};
+use crate::{
+    identity::{Identity, Run},
+    protocol::postgres::{
+        answer::{self, ErrorAnswer, REFUSED, UPSTREAM},
+        cancels::CancelPlace,
+        catalogs::CatalogCell,
+        opening::NoSession,
+        startup::Startup,
+        upstream::{StartupParameters, Upstream},
+    },
+    record::{Event, SessionLog, SessionStart, StoreError},
+    sql::{NameEffect, SearchPath, SessionNames, setting_is_free},
+};
+
+/// The database to use, when user, database and settings are what the connection accepts.
+pub(super) fn check_startup(target: &Target, startup: &Startup) -> Result<String, ErrorAnswer> {
+    let refuse = |what: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: {what}"));
+    if !target.accept_users.is_empty() && !target.accept_users.contains(&startup.user) {
+        let accepted = target.accept_users.join(", ");
+        return Err(refuse(format!("connection `{}` accepts no user `{}`", target.name, startup.user))
+            .hint(format!("use one of: {accepted}")));
+    }
+    for (name, value) in &startup.settings {
+        if name != "search_path" && !setting_is_free(name, value) {
+            return Err(refuse(format!("the setting `{name}` may not be set at start-up to this value")));
+        }
+    }
+    match &target.database {
+        Some(database) if *database != startup.database => {
+            Err(refuse(format!("connection `{}` has the database `{database}` alone", target.name))
+                .hint(format!("connect with dbname={database}")))
+        }
+        Some(_) | None => Ok(startup.database.clone()),
+    }
+}
+
+pub(super) async fn connect(
+    run: &Run,
+    target: &Target,
+    caller: &Caller,
+    startup: &Startup,
+    database: &str,
+) -> Result<Upstream, ErrorAnswer> {
+    let own = if startup.application.is_empty() { String::new() } else { format!(" {}", startup.application) };
+    let parameters = StartupParameters {
+        database: database.to_owned(),
+        application_name: format!("weir:{}:{}{own}", run.agent, caller.id),
+        settings: startup.settings.clone(),
+    };
+    target.connect(&parameters).await.map_err(|error| {
+        tracing::warn!(%error, "the server is not reached");
+        let message = format!("Weir cannot reach the server of connection `{}`: {error}", target.name);
+        let hint = match &error {
+            ConnectError::Upstream(error) => error.failure.help().unwrap_or_default(),
+            ConnectError::Lookup { .. } => "",
+        };
+        ErrorAnswer::fatal(UPSTREAM, message).hint(hint)
+    })
+}
+
+pub(super) fn session_start(
+    run: &Run,
+    target: &Target,
+    caller: &Caller,
+    identity: &Identity,
+    startup: &Startup,
+    database: &str,
+    tls: bool,
+) -> SessionStart {
+    let executable = std::fs::read_link(format!("/proc/{}/exe", caller.pid));
+    SessionStart {
+        session: caller.id,
+        agent: run.agent.to_string(),
+        run: run.id.to_string(),
+        issuer: identity.subject.issuer.to_string(),
+        subject: identity.subject.subject.to_string(),
+        groups: identity.groups.iter().map(|group| group.0.to_string()).collect(),
+        token_id: identity.token_id.clone(),
+        actor: identity.actor.clone(),
+        token_sha256: identity.token_sha256,
+        cgroup: run.cgroup.0,
+        pid: caller.pid,
+        uid: caller.uid,
+        executable: executable.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        connection: target.name.to_string(),
+        origin: caller.origin,
+        upstream: None,
+        asked_user: startup.user.clone(),
+        asked_database: startup.database.clone(),
+        user: target.upstream.user.to_string(),
+        database: database.to_owned(),
+        application: startup.application.clone(),
+        tls,
+    }
+}
+
+/// The start must be on the record before anything is served.
+pub(super) async fn log_start(log: &mut SessionLog, start: SessionStart) -> Result<(), StoreError> {
+    let event = log.append(&Event::SessionStart(start))?;
+    log.receipt(event).await.map(drop)
+}
+
+pub(super) async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
+    let cell = target.catalogs.cell(database);
+    if cell.current().is_none() || cell.is_stale() {
+        cell.fetch(target, database).await;
+    }
+    match cell.failure() {
+        None => Ok(cell),
+        Some(failure) => {
+            let message = format!("Weir cannot read the catalogue of database `{database}`: {failure}");
+            Err(ErrorAnswer::fatal(UPSTREAM, message))
+        }
+    }
+}
+
+/// A search path of the start-up message is in force beside the role's own.
+pub(super) fn with_search_path(mut names: SessionNames, startup: &Startup) -> Result<SessionNames, ErrorAnswer> {
+    for (_, value) in startup.settings.iter().filter(|(name, _)| name == "search_path") {
+        let path = SearchPath::parse(value);
+        let refuse =
+            |why: String| ErrorAnswer::fatal(REFUSED, format!("Weir refused this connection: search_path: {why}"));
+        let path = path.map_err(|error| refuse(error.to_string()))?;
+        let effect = NameEffect::SearchPath(path);
+        names.apply(&[effect]).map_err(|error| refuse(error.to_string()))?;
+    }
+    Ok(names)
+}
+
+/// What the agent reads before its first ReadyForQuery, and the cancel key in it.
+pub(super) fn greet(
+    front: &Front,
+    run: &Run,
+    target: &Arc<Target>,
+    startup: &Startup,
+    upstream: &Upstream,
+) -> Result<(CancelPlace, BytesMut), NoSession> {
+    let mut greeting = BytesMut::new();
+    if startup.minor > 0 || !startup.extensions.is_empty() {
+        answer::negotiate_version(&mut greeting, &startup.extensions);
+    }
+    answer::authentication_ok(&mut greeting);
+    greeting.extend_from_slice(&upstream.greeting.parameter_frames);
+    greeting.extend_from_slice(&upstream.greeting.notice_frames);
+    let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, upstream.greeting.key);
+    let place = place.map_err(|error| NoSession::Silent(error.to_string()))?;
+    answer::backend_key(&mut greeting, place.key());
+    answer::ready_idle(&mut greeting);
+    Ok((place, greeting))
+}
+
+/// 32 hex digits that nobody can guess.
+pub(super) fn nonce() -> Result<String, NoSession> {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes).map_err(|_| NoSession::Silent("the system gives no random bytes".into()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

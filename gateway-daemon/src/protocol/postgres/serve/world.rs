@@ -1,0 +1,81 @@
+//! What a session waits for beside its bytes: to be told to end, and its database's catalogue.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::Target;
+use crate::{
+    identity::{Run, Standing},
+    protocol::postgres::{
+        answer::{self, ErrorAnswer},
+        catalogs::CatalogCell,
+        judge::no_standing,
+        pump::World,
+    },
+};
+
+/// Ready when the session must end: its identity ended, or someone said so.
+async fn until_told(run: Arc<Run>, mut end: tokio::sync::watch::Receiver<Option<Arc<str>>>) -> ErrorAnswer {
+    let mut standing = run.subscribe();
+    loop {
+        match run.standing_now() {
+            Standing::Valid(_) => {}
+            ended => return no_standing(&ended),
+        }
+        if let Some(why) = end.borrow_and_update().as_ref() {
+            return ErrorAnswer::fatal(answer::SHUTDOWN, format!("Weir ended this session: {why}"));
+        }
+        tokio::select! {
+            changed = standing.changed() => if changed.is_err() {
+                return no_standing(&Standing::Ended);
+            },
+            changed = end.changed() => if changed.is_err() {
+                return ErrorAnswer::fatal(answer::SHUTDOWN, "Weir ended this session: it is no longer known");
+            },
+        }
+    }
+}
+
+/// What a session waits for beside its bytes.
+pub(super) struct SessionWorld {
+    told: Pin<Box<dyn Future<Output = ErrorAnswer> + Send>>,
+    catalog: Arc<CatalogCell>,
+    target: Arc<Target>,
+    database: String,
+    fetch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl SessionWorld {
+    /// Of a session of `run` in the database that `catalog` describes. `end` says why it must end, once it must.
+    pub(super) fn new(
+        run: Arc<Run>,
+        end: tokio::sync::watch::Receiver<Option<Arc<str>>>,
+        catalog: Arc<CatalogCell>,
+        target: Arc<Target>,
+        database: String,
+    ) -> Self {
+        Self { told: Box::pin(until_told(run, end)), catalog, target, database, fetch: None }
+    }
+}
+
+impl World for SessionWorld {
+    fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<ErrorAnswer> {
+        self.told.as_mut().poll(cx)
+    }
+
+    fn poll_fetched(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let fetch = self.fetch.get_or_insert_with(|| {
+            let (catalog, target, database) = (self.catalog.clone(), self.target.clone(), self.database.clone());
+            Box::pin(async move { catalog.fetch(&target, &database).await })
+        });
+        let done = fetch.as_mut().poll(cx);
+        if done.is_ready() {
+            self.fetch = None;
+        }
+        done
+    }
+}
