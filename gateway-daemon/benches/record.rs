@@ -218,6 +218,7 @@ fn request(session: SessionId, request: u64) -> Event {
             set: [7; 32],
             reason: String::new(),
         },
+        runs: None,
     })
 }
 

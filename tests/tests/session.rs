@@ -14,3 +14,5 @@ mod record;
 mod refusals;
 #[path = "session/same.rs"]
 mod same;
+#[path = "session/show.rs"]
+mod show;

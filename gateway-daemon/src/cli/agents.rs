@@ -21,26 +21,35 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(super) enum AgentVerb {
     /// List agents with their runs.
-    #[command(after_help = "Example: weir agent list --json")]
+    #[command(after_help = "\
+Examples:
+  weir agent list
+  weir agent list --json | jq -r .agent")]
     List {
         /// A line of JSON for each agent.
         #[arg(long)]
         json: bool,
     },
     /// Refuse an agent everything: its sessions end, none begins, until it is thawed; a restart does not thaw it.
-    #[command(after_help = "Example: weir agent freeze claude")]
+    #[command(after_help = "\
+Examples:
+  weir agent freeze claude                      `weir agent thaw claude` takes it back")]
     Freeze {
         /// The agent's name.
         name: String,
     },
     /// Take a freeze back.
-    #[command(after_help = "Example: weir agent thaw claude")]
+    #[command(after_help = "\
+Examples:
+  weir agent thaw claude")]
     Thaw {
         /// The agent's name.
         name: String,
     },
     /// Bring a new token for the same subject, for all runs of an agent. For root and the agent's starters.
-    #[command(after_help = "Example: weir agent refresh claude --token-file ./token")]
+    #[command(after_help = "\
+Examples:
+  weir agent refresh claude --token-file ./token")]
     Refresh {
         /// The agent's name.
         name: String,
@@ -53,7 +62,9 @@ pub(super) enum AgentVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum SessionVerb {
     /// End an open session; what it runs is cancelled.
-    #[command(after_help = "Example: weir session kill 0000000000001234")]
+    #[command(after_help = "\
+Examples:
+  weir session kill 0000000000001234            a name that `weir sessions` shows as open")]
     Kill {
         /// The session's name, as `weir sessions` shows it.
         id: String,
@@ -63,14 +74,19 @@ pub(super) enum SessionVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum CaVerb {
     /// Show the host CA: certificate, fingerprint, the names that it may speak for.
-    #[command(after_help = "Example: weir ca show --json | jq -r .pem")]
+    #[command(after_help = "\
+Examples:
+  weir ca show
+  weir ca show --json | jq -r .pem")]
     Show {
         /// One line of JSON.
         #[arg(long)]
         json: bool,
     },
     /// Make a new host CA. Runs that are open trust the old one until they are started anew.
-    #[command(after_help = "Example: weir ca rotate")]
+    #[command(after_help = "\
+Examples:
+  weir ca rotate")]
     Rotate,
 }
 
@@ -80,7 +96,8 @@ pub(super) fn agent(config: &Path, verb: AgentVerb) -> Result<ExitCode> {
         AgentVerb::Freeze { name } => print_text(config, &Request::AgentFreeze { agent: name }),
         AgentVerb::Thaw { name } => print_text(config, &Request::AgentThaw { agent: name }),
         AgentVerb::Refresh { name, token_file } => {
-            let file = File::open(&token_file).with_context(|| format!("token file `{}`", token_file.display()))?;
+            let file = File::open(&token_file)
+                .with_context(|| format!("cannot open the token file `{}`", token_file.display()))?;
             let request = Request::AgentRefresh { agent: name };
             match connect(config)?.request(&request, &[file.as_fd()])? {
                 Reply::Text { text } => {

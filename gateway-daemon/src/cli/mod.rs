@@ -201,10 +201,19 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Its own output may be closed as well.
-            let _ = writeln!(io::stderr(), "weir: {error:#}");
+            let _ = writeln!(io::stderr(), "weir: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error with its causes, but for those that an error has told itself.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -266,7 +275,7 @@ fn raise_file_limit() {
 
 fn run_agent(path: &Path, args: RunArgs) -> Result<ExitCode> {
     let options = launch::client::RunOptions {
-        control: args.control.unwrap_or_else(|| control_socket(path)),
+        control: args.control.map_or_else(|| control_socket(path), Ok)?,
         agent: args.agent,
         token_file: args.token_file,
         argv: args.command.iter().map(|word| word.as_os_str().into()).collect(),
@@ -344,16 +353,18 @@ fn detach(path: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the daemon listens: starters cannot read the configuration, so its default place serves without it.
-fn control_socket(path: &Path) -> PathBuf {
+/// Where the daemon listens. Starters cannot read the configuration, and a daemon serves on while it is being edited: so
+/// the default place serves without it. Whoever names a configuration means that one.
+fn control_socket(path: &Path) -> Result<PathBuf> {
     match Config::load(path) {
-        Ok(config) => config.control_socket(),
-        Err(_) => PathBuf::from("/run/weir/control.sock"),
+        Ok(config) => Ok(config.control_socket()),
+        Err(_) if path == Path::new(DEFAULT_PATH) => Ok(PathBuf::from("/run/weir/control.sock")),
+        Err(error) => Err(error.into()),
     }
 }
 
 fn connect(path: &Path) -> Result<Client> {
-    Ok(Client::connect(&control_socket(path))?)
+    Ok(Client::connect(&control_socket(path)?)?)
 }
 
 /// Asks for one row.
@@ -422,13 +433,4 @@ fn plain(value: &serde_json::Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
-    }
-}
+mod tests;

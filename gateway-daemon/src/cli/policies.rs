@@ -23,7 +23,8 @@ use crate::{
 pub(super) enum PolicyVerb {
     /// Check a folder of policies without putting it in force.
     #[command(after_help = "\
-Example: weir policy check ./policies
+Examples:
+  weir policy check ./policies
 
 Exit status: 0 when the folder would load, 1 when it has a fault.")]
     Check {
@@ -31,11 +32,20 @@ Exit status: 0 when the folder would load, 1 when it has a fault.")]
         dir: PathBuf,
     },
     /// Print the Cedar schema that policies are checked against.
+    #[command(after_help = "\
+Examples:
+  weir policy schema > weir.cedarschema         for an editor that knows Cedar")]
     Schema,
     /// Load the policies anew, all or nothing; open sessions go by them at their next statement.
+    #[command(after_help = "\
+Examples:
+  weir policy check /etc/weir/policies && weir policy reload")]
     Reload,
     /// Say who may do what, by which policy, and why.
-    #[command(after_help = "Example: weir policy doc --json")]
+    #[command(after_help = "\
+Examples:
+  weir policy doc
+  weir policy doc --json | jq .")]
     Doc {
         /// One line of JSON.
         #[arg(long)]

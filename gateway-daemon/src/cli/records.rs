@@ -15,6 +15,7 @@ use crate::{
     control::{RecordRequest, Request},
     record::{DecisionFilter, LogFilter, Reader, Row, SessionFilter, SessionId, SessionSummary, Time},
     show::{LogTable, RowLimit, SessionPage, sessions as sessions_table},
+    sql::Action,
 };
 
 /// Characters of a statement that `weir log` shows on one line.
@@ -81,7 +82,7 @@ pub(super) struct LogArgs {
     #[arg(long)]
     table: Option<String>,
     /// Only statements that do this: an action (`update`) or a group of actions (`write`), as policies name them.
-    #[arg(long)]
+    #[arg(long, value_parser = action)]
     action: Option<String>,
     /// Only what was allowed, or refused.
     #[arg(long, value_enum)]
@@ -108,6 +109,17 @@ fn moment(text: &str) -> Result<Time, String> {
     let then = ago.and_then(|ago| std::time::SystemTime::now().checked_sub(ago));
     then.map(Time::from)
         .ok_or_else(|| "write a time as 2026-01-31T12:00:00Z, or how long ago as 15m, 2h, 7d".to_owned())
+}
+
+fn action(text: &str) -> Result<String, String> {
+    let names = Action::ALL.iter().flat_map(|action| [action.class().name(), action.name()]);
+    let mut known: Vec<&str> = Vec::new();
+    names.for_each(|name| {
+        if !known.contains(&name) {
+            known.push(name)
+        }
+    });
+    if known.contains(&text) { Ok(text.to_owned()) } else { Err(format!("write one of {}", known.join(", "))) }
 }
 
 fn row_limit(text: &str) -> Result<RowLimit, String> {
@@ -146,8 +158,7 @@ pub(super) fn sessions(config: &Path, args: SessionsArgs) -> Result<ExitCode> {
 
 pub(super) fn show(config: &Path, args: ShowArgs) -> Result<ExitCode> {
     let ShowArgs { session, rows, store, json } = args;
-    let id: SessionId =
-        session.parse().with_context(|| format!("`{}` is no session's name", session.escape_debug()))?;
+    let id: SessionId = session.parse()?;
     let mut page = SessionPage::new(io::BufWriter::new(io::stdout().lock()), rows);
     let mut seen = false;
     let mut each = |row: Row| -> Result<()> {
@@ -186,9 +197,6 @@ pub(super) fn log(config: &Path, args: LogArgs) -> Result<ExitCode> {
         Box::new(io::BufWriter::new(io::stdout()))
     };
     let mut lines = LogTable::new(out, STATEMENT_CHARACTERS);
-    if !json {
-        lines.head()?;
-    }
     let mut each = |row: Row| -> Result<()> { if json { json_line(&row) } else { Ok(lines.row(&row)?) } };
     match store {
         Some(_) if follow => bail!("a store read offline does not grow; leave out --follow"),
@@ -200,7 +208,9 @@ pub(super) fn log(config: &Path, args: LogArgs) -> Result<ExitCode> {
         }
         None => ask_rows(config, &Request::Record(RecordRequest::Log { filter, follow }), |row| each(typed(row)?))?,
     }
-    lines.flush()?;
+    if !json {
+        lines.finish()?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

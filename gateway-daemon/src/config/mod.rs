@@ -2,17 +2,20 @@
 //! the mend. Behind this module stand values that cannot be wrong.
 
 use std::{
-    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 mod check;
 mod error;
+mod network;
 mod raw;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use check::lies_below;
 pub use error::{ConfigError, Fault};
+pub use network::Network;
 
 use crate::secret::SecretRef;
 
@@ -171,17 +174,6 @@ pub enum UpstreamTls {
     VerifyFull,
 }
 
-/// Addresses with one port: `10.0.0.0/16:5432`, `[fd00::]/8:5432`, `127.0.0.1:5432`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Network {
-    /// The network's address, bits behind the prefix zero.
-    pub address: IpAddr,
-    /// Length of the prefix in bits.
-    pub prefix: u8,
-    /// The port.
-    pub port: u16,
-}
-
 /// `[[protect]]`
 #[derive(Debug, Clone)]
 pub struct Protect {
@@ -273,13 +265,5 @@ impl Config {
     /// The connection of that name.
     pub fn connection(&self, name: &str) -> Option<&Connection> {
         self.connections.iter().find(|connection| connection.name == name)
-    }
-}
-
-impl Network {
-    /// One address.
-    pub const fn single(address: SocketAddr) -> Self {
-        let prefix = if address.is_ipv4() { 32 } else { 128 };
-        Self { address: address.ip(), prefix, port: address.port() }
     }
 }

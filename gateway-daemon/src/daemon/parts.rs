@@ -23,7 +23,7 @@ use crate::{
     },
     record::StoreSettings,
     redirect::{Protected, RedirectSettings, UidRange},
-    secret::CredentialSource,
+    secret::{CredentialSource, SecretRef},
     sql::{CacheLimits, ReadingCache},
 };
 
@@ -126,6 +126,8 @@ pub(super) async fn assemble(
     make_folder(&config.daemon.state_dir, 0o700)?;
     make_folder(&config.daemon.runtime_dir, 0o755)?;
     let policies = Arc::new(Policies::new(load_policies(&config)?));
+    warn_of_unknown_users(&config);
+    warn_of_credentials(&config).await;
     let issuers = config.issuers.iter().map(issuer).collect::<Result<Vec<_>, _>>()?;
     let recorder = open_record(&config, options.recording).await?;
     let registry = Registry::open(&config.daemon.state_dir)?;
@@ -180,6 +182,35 @@ pub(super) async fn assemble(
     weir.judge_sockets();
     weir.say_what_is_unsafe();
     Ok((Arc::new(weir), resolved))
+}
+
+/// A user who does not exist yet may be made later; one who is misspelt waits for rights in vain.
+fn warn_of_unknown_users(config: &Config) {
+    let auditors = config.daemon.auditors.iter().map(|user| ("daemon.auditors".to_owned(), user));
+    let starters = config
+        .agents
+        .iter()
+        .flat_map(|agent| agent.starters.iter().map(|user| (format!("starters of agent {}", agent.name), user)));
+    for (key, user) in auditors.chain(starters) {
+        if let Ok(None) = nix::unistd::User::from_name(user) {
+            tracing::warn!(%key, %user, "the configuration names a user who does not exist");
+        }
+    }
+}
+
+/// Agents are refused while a credential cannot be had. Commands are not run for this: they may take long.
+async fn warn_of_credentials(config: &Config) {
+    for connection in &config.connections {
+        let Some(reference) = &connection.password else { continue };
+        match reference {
+            SecretRef::File(_) | SecretRef::Env(_) | SecretRef::Credential(_) => {
+                if let Err(error) = reference.resolve().await {
+                    tracing::warn!(connection = %connection.name, %error, "the connection's password cannot be had");
+                }
+            }
+            SecretRef::Command(_) => {}
+        }
+    }
 }
 
 impl Weir {

@@ -6,11 +6,12 @@
 
 use std::{
     convert::Infallible,
+    ffi::OsStr,
     fmt::Display,
     io::{self, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::Path,
     process::Command,
@@ -261,7 +262,19 @@ pub(super) fn exec(spec: &RunSpec) -> Result<Infallible, Failure> {
         .env_clear()
         .envs(spec.env.iter().map(|(name, value)| (os(name), os(value))))
         .exec();
+    // A folder of PATH that the agent may not enter, as root's own are, makes it `permission denied` wherever the command
+    // is not found.
+    let denied = source.kind() == io::ErrorKind::PermissionDenied;
+    let bare = !name.as_bytes().contains(&b'/');
+    let source =
+        if denied && bare && !is_on_path(spec, &name) { io::Error::from_raw_os_error(libc::ENOENT) } else { source };
     Err(source).at(Step::Exec, name.display())
+}
+
+/// Whether the agent can see a file of that name where the run's environment looks for commands.
+fn is_on_path(spec: &RunSpec, name: &OsStr) -> bool {
+    let path = spec.env.iter().find(|(variable, _)| os(variable) == "PATH");
+    path.is_some_and(|(_, folders)| std::env::split_paths(&os(folders)).any(|folder| folder.join(name).exists()))
 }
 
 impl Ground {

@@ -107,6 +107,16 @@ pub enum Exit {
     Lost,
 }
 
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "ended with status {code}"),
+            Self::Signal(signal) => write!(f, "ended by signal {signal}"),
+            Self::Lost => f.write_str("lost sight of: its launcher died"),
+        }
+    }
+}
+
 impl Exit {
     /// Reads what wait(2) tells; `None` for a process that has not ended.
     fn of(status: WaitStatus) -> Option<Self> {

@@ -21,6 +21,20 @@ pub enum StoreError {
         /// See [`StoreError::Full`].
         cause: String,
     },
+    /// There is nothing to read.
+    #[error("there is no record in `{path}`; name a store's folder, or one window's file")]
+    Absent {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// What should be read cannot be.
+    #[error("the record in `{path}` cannot be read: {cause}")]
+    Unreadable {
+        /// What was named.
+        path: PathBuf,
+        /// What the system said.
+        cause: String,
+    },
     /// A window's content is not what was written.
     #[error("the record in `{path}` is damaged: {cause}")]
     Damaged {
@@ -30,7 +44,10 @@ pub enum StoreError {
         cause: String,
     },
     /// Another process has the store.
-    #[error("the record's folder `{path}` is in use by another process")]
+    #[error(
+        "the record's folder `{path}` is in use by a daemon; ask that one (`weir status`, `weir log` without --store) or \
+         stop it"
+    )]
     Locked {
         /// The folder.
         path: PathBuf,

@@ -3,7 +3,7 @@
 //! The numbers are the fields' places in the stored form (`FORMAT.md`): a new field takes the next one and is optional,
 //! none is ever used again.
 
-use std::{fmt, net::SocketAddr, num::ParseIntError, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -22,11 +22,18 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// A text is no session's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no session's name, which has 16 hex digits; `weir sessions` lists them", text.escape_debug())]
+pub struct SessionIdError {
+    text: String,
+}
+
 impl FromStr for SessionId {
-    type Err = ParseIntError;
+    type Err = SessionIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        u64::from_str_radix(text, 16).map(Self)
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| SessionIdError { text: text.chars().take(64).collect() })
     }
 }
 
@@ -37,7 +44,7 @@ impl From<SessionId> for String {
 }
 
 impl TryFrom<String> for SessionId {
-    type Error = ParseIntError;
+    type Error = SessionIdError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
@@ -207,6 +214,23 @@ pub struct Request {
     /// The decision.
     #[n(8)]
     pub decision: DecisionRecord,
+    /// What an Execute runs that an earlier request made; absent where there is none, and in records of versions that
+    /// did not keep it.
+    #[n(9)]
+    #[serde(default)]
+    pub runs: Option<Runs>,
+}
+
+/// What of an earlier request an Execute runs. Its answer may have no description of its own: the earlier one has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+pub struct Runs {
+    /// The request that prepared the statement, or the one that made the portal.
+    #[n(0)]
+    pub request: u64,
+    /// The format codes that Bind asked for: none for all text, one for all columns, or one for each. Absent where the
+    /// portal was bound by `request`.
+    #[n(1)]
+    pub results: Option<Vec<u16>>,
 }
 
 /// A decision on the record.

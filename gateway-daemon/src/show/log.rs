@@ -27,6 +27,7 @@ pub struct LogTable<W> {
     pending: HashMap<(SessionId, u64), Pending>,
     /// Parses that were shown: one that fails says so later.
     prepared: HashSet<(SessionId, u64)>,
+    has_head: bool,
 }
 
 /// A request whose outcome has not come.
@@ -48,14 +49,14 @@ struct Whose {
 impl<W: io::Write> LogTable<W> {
     /// Writes to `out`, at most `limit` characters of each statement.
     pub fn new(out: W, limit: usize) -> Self {
-        Self { out, limit, pending: HashMap::new(), prepared: HashSet::new() }
+        Self { out, limit, pending: HashMap::new(), prepared: HashSet::new(), has_head: false }
     }
 
-    /// The line of heads.
-    ///
-    /// # Errors
-    /// When `out` cannot be written.
-    pub fn head(&mut self) -> io::Result<()> {
+    /// The line of heads, before the first other one.
+    fn head(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.has_head, true) {
+            return Ok(());
+        }
         self.put(["time", "agent", "connection", "what"], "")
     }
 
@@ -106,11 +107,12 @@ impl<W: io::Write> LogTable<W> {
         }
     }
 
-    /// Shows what still waits for its outcome: at the end, or when nothing came for a while.
+    /// Shows what still waits for its outcome.
     ///
     /// # Errors
     /// When `out` cannot be written.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.head()?;
         while !self.pending.is_empty() {
             self.show_oldest()?;
         }
@@ -185,8 +187,10 @@ impl<W: io::Write> LogTable<W> {
         let KernelRefusal { agent, uid, pid, comm, destination, what, count, .. } = refusal;
         let whose = Whose { agent: agent.as_deref().map_or("-".into(), |agent| line(agent, 40)), ..Whose::default() };
         let times = if *count > 1 { format!(", {count} times") } else { String::new() };
-        let (what, comm) = (line(what, 120), line(comm, 15));
-        self.entry(time, &whose, "REFUSED", &format!("{what}: {destination} by pid {pid} ({comm}), uid {uid}{times}"))
+        let what = line(what, 300);
+        // A session's refusal knows its process by number only.
+        let comm = if comm.is_empty() { String::new() } else { format!(" ({})", line(comm, 15)) };
+        self.entry(time, &whose, "REFUSED", &format!("{what}: {destination} by pid {pid}{comm}, uid {uid}{times}"))
     }
 
     fn admin(&mut self, time: Time, admin: &AdminEvent) -> io::Result<()> {
@@ -196,6 +200,7 @@ impl<W: io::Write> LogTable<W> {
     }
 
     fn entry(&mut self, time: Time, whose: &Whose, what: &str, text: &str) -> io::Result<()> {
+        self.head()?;
         self.put([&time.to_string(), &whose.agent, &whose.connection, what], text)
     }
 

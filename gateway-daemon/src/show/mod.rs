@@ -4,12 +4,14 @@
 //! in it moves the cursor, hides, reorders or pretends to be Weir's own words, which stand in `⟦…⟧` where they are mixed
 //! with others' ([`escape`](mod@escape) has the rules). [`json`] is exact: what would do harm is escaped in JSON's own way.
 
+mod described;
 mod escape;
 mod log;
 mod postgres;
 mod session;
 mod sessions;
 mod table;
+mod value;
 
 pub use escape::{json, line, lines};
 pub use log::LogTable;

@@ -1,37 +1,23 @@
 //! Recorded `PostgreSQL` messages as people read them: results as tables, errors with their fields, COPY as lines.
 //! Layouts: `PostgreSQL` manual, "Message Formats". The bytes are the record's; whatever is wrong with them is said.
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
 use super::{
     RowLimit,
-    escape::{bytes, hex, line},
+    described::Column,
+    escape::{bytes, line},
     table::{Align, Table},
+    value::{binary, is_number},
 };
 
 /// Characters of a value, and of a name, that are shown.
-const VALUE: usize = 200;
+pub(super) const VALUE: usize = 200;
 const NAME: usize = 63;
 /// A message that is longer is named and passed over.
 const LONGEST: usize = 16 * 1024 * 1024;
 /// Rows after which a table is written and its heads repeated, so that a big result is not held.
 const TABLE_ROWS: usize = 500;
-/// Types by OID (`pg_type.dat`) whose binary form is read.
-mod oid {
-    pub(super) const BOOL: u32 = 16;
-    pub(super) const BYTEA: u32 = 17;
-    pub(super) const INT8: u32 = 20;
-    pub(super) const INT2: u32 = 21;
-    pub(super) const INT4: u32 = 23;
-    pub(super) const OID: u32 = 26;
-    pub(super) const FLOAT4: u32 = 700;
-    pub(super) const FLOAT8: u32 = 701;
-    pub(super) const UUID: u32 = 2950;
-    pub(super) const NUMBERS: [u32; 7] = [INT8, INT2, INT4, OID, FLOAT4, FLOAT8, 1700];
-    /// `"char"`, `name`, `text`, `json`, `unknown`, `bpchar`, `varchar`: the binary form is the text.
-    pub(super) const TEXTS: [u32; 7] = [18, 19, 25, 114, 705, 1042, 1043];
-}
-
 /// Lays out the messages of one request in one direction, however they were cut.
 #[derive(Debug)]
 pub(super) struct Messages {
@@ -41,25 +27,49 @@ pub(super) struct Messages {
     held: Vec<u8>,
     /// Bytes of a message that is passed over.
     pass: usize,
-    columns: Vec<Column>,
+    /// What was described in these messages.
+    described: Option<Arc<[Column]>>,
+    parameters: Option<Arc<[u32]>>,
+    /// What rows are laid out by.
+    columns: Arc<[Column]>,
     table: Option<Table>,
     rows: u64,
 }
 
-#[derive(Debug)]
-struct Column {
-    name: String,
-    kind: u32,
-    binary: bool,
-}
-
 /// What is wrong with a message.
 #[derive(Debug)]
-struct Cut;
+pub(super) struct Cut;
 
 impl Messages {
-    pub(super) const fn new(limit: RowLimit, indent: usize) -> Self {
-        Self { limit, indent, held: Vec::new(), pass: 0, columns: Vec::new(), table: None, rows: 0 }
+    pub(super) fn new(limit: RowLimit, indent: usize) -> Self {
+        Self {
+            limit,
+            indent,
+            held: Vec::new(),
+            pass: 0,
+            described: None,
+            parameters: None,
+            columns: Arc::default(),
+            table: None,
+            rows: 0,
+        }
+    }
+
+    /// The columns that these messages described last.
+    pub(super) const fn described(&self) -> Option<&Arc<[Column]>> {
+        self.described.as_ref()
+    }
+
+    /// The types of parameters that these messages described.
+    pub(super) const fn parameters(&self) -> Option<&Arc<[u32]>> {
+        self.parameters.as_ref()
+    }
+
+    /// Lays rows out by what was described elsewhere, until these messages describe them themselves.
+    pub(super) fn expect(&mut self, columns: Arc<[Column]>) {
+        if self.described.is_none() && self.table.is_none() {
+            self.columns = columns;
+        }
     }
 
     /// Takes the next bytes; what became complete is added to `out`.
@@ -105,6 +115,7 @@ impl Messages {
     fn message(&mut self, tag: u8, body: &[u8], out: &mut String) -> Result<(), Cut> {
         match tag {
             b'T' => self.row_description(body, out),
+            b't' => self.parameter_description(body),
             b'D' => self.data_row(body, out),
             b'd' => {
                 self.copy_data(body, out);
@@ -149,8 +160,8 @@ impl Messages {
                 self.end_table(out);
                 Ok(())
             }
-            // Parse, Bind and Close done, no data, parameters, ready, copy begins: no more than their order.
-            b'1' | b'2' | b'3' | b'n' | b't' | b'Z' | b'G' | b'H' | b'W' => Ok(()),
+            // Parse, Bind and Close done, no data, ready, copy begins: no more than their order.
+            b'1' | b'2' | b'3' | b'n' | b'Z' | b'G' | b'H' | b'W' => Ok(()),
             tag => {
                 self.note(out, &format!("a message `{}` of {} bytes", char::from(tag).escape_default(), body.len()));
                 Ok(())
@@ -160,8 +171,8 @@ impl Messages {
 
     fn row_description(&mut self, mut body: &[u8], out: &mut String) -> Result<(), Cut> {
         self.end_table(out);
-        self.columns.clear();
         let count = u16::from_be_bytes(take(&mut body)?);
+        let mut columns = Vec::new();
         for _ in 0..count {
             let name = bytes(take_str(&mut body)?, NAME);
             // The table's OID and the column's number in it.
@@ -170,15 +181,24 @@ impl Messages {
             // The type's size and modifier.
             take::<6>(&mut body)?;
             let binary = u16::from_be_bytes(take(&mut body)?) == 1;
-            self.columns.push(Column { name, kind, binary });
+            columns.push(Column { name, kind, binary });
         }
+        self.columns = columns.into();
+        self.described = Some(self.columns.clone());
         self.begin_table();
+        Ok(())
+    }
+
+    fn parameter_description(&mut self, mut body: &[u8]) -> Result<(), Cut> {
+        let count = u16::from_be_bytes(take(&mut body)?);
+        let types: Result<_, Cut> = (0..count).map(|_| take(&mut body).map(u32::from_be_bytes)).collect();
+        self.parameters = Some(types?);
         Ok(())
     }
 
     fn begin_table(&mut self) {
         let table = self.columns.iter().fold(Table::new(), |table, column| {
-            let align = if oid::NUMBERS.contains(&column.kind) { Align::Right } else { Align::Left };
+            let align = if is_number(column.kind) { Align::Right } else { Align::Left };
             table.column(column.name.clone(), align)
         });
         self.table = Some(table);
@@ -202,7 +222,7 @@ impl Messages {
             });
         }
         if self.columns.len() != count {
-            // No description on the record (it went with another request), or not of this row.
+            // No description is known, or it is not of this row.
             self.end_table(out);
             let unnamed = |at| Column { name: format!("column {at}"), kind: 0, binary: false };
             self.columns = (1..=count).map(unnamed).collect();
@@ -286,40 +306,7 @@ impl Messages {
     }
 }
 
-/// A value in the binary form of its type; in hexadecimal where that is not known.
-pub(super) fn binary(kind: u32, value: &[u8]) -> String {
-    let read = match kind {
-        oid::BOOL => value.first_chunk().map(|&[b]: &[u8; 1]| if b == 0 { "f" } else { "t" }.to_owned()),
-        oid::INT2 => exact(value).map(|v| i16::from_be_bytes(v).to_string()),
-        oid::INT4 => exact(value).map(|v| i32::from_be_bytes(v).to_string()),
-        oid::INT8 => exact(value).map(|v| i64::from_be_bytes(v).to_string()),
-        oid::OID => exact(value).map(|v| u32::from_be_bytes(v).to_string()),
-        oid::FLOAT4 => exact(value).map(|v| f32::from_be_bytes(v).to_string()),
-        oid::FLOAT8 => exact(value).map(|v| f64::from_be_bytes(v).to_string()),
-        oid::UUID => exact(value).map(|v: [u8; 16]| uuid(&v)),
-        oid::BYTEA => None,
-        kind if oid::TEXTS.contains(&kind) => Some(bytes(value, VALUE)),
-        _ => None,
-    };
-    read.unwrap_or_else(|| hex(value, VALUE))
-}
-
-fn exact<const N: usize>(value: &[u8]) -> Option<[u8; N]> {
-    value.try_into().ok()
-}
-
-fn uuid(value: &[u8; 16]) -> String {
-    let mut out = String::with_capacity(36);
-    for (at, byte) in value.iter().enumerate() {
-        if matches!(at, 4 | 6 | 8 | 10) {
-            out.push('-');
-        }
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
-}
-
-fn take<const N: usize>(body: &mut &[u8]) -> Result<[u8; N], Cut> {
+pub(super) fn take<const N: usize>(body: &mut &[u8]) -> Result<[u8; N], Cut> {
     let (taken, rest) = body.split_first_chunk().ok_or(Cut)?;
     *body = rest;
     Ok(*taken)

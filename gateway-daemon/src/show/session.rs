@@ -4,16 +4,17 @@ use std::{collections::HashMap, io};
 
 use super::{
     RowLimit,
+    described::Described,
     escape::{bytes, line, lines},
-    postgres::{Messages, binary},
+    postgres::{Messages, VALUE},
+    value::binary,
 };
 use crate::record::{
     DecisionRecord, Event, Outcome, Request, RequestKind, Row, RowContent, SessionEnd, SessionStart, Time,
 };
 
-/// Characters of a statement, of a parameter, and of short texts that are shown.
+/// Characters of a statement, and of short texts that are shown.
 const SQL: usize = 20_000;
-const PARAMETER: usize = 200;
 const SHORT: usize = 200;
 /// Answers laid out at once: more than a pipeline has of them open.
 const OPEN: usize = 64;
@@ -26,6 +27,7 @@ pub struct SessionPage<W> {
     limit: RowLimit,
     /// What is being laid out, by request and direction.
     answers: HashMap<(u64, Way), Messages>,
+    described: Described,
     /// The request whose text was written last.
     last: Option<u64>,
 }
@@ -39,7 +41,7 @@ enum Way {
 impl<W: io::Write> SessionPage<W> {
     /// Writes to `out`, so many rows of each result.
     pub fn new(out: W, limit: RowLimit) -> Self {
-        Self { out, limit, answers: HashMap::new(), last: None }
+        Self { out, limit, answers: HashMap::new(), described: Described::default(), last: None }
     }
 
     /// Takes one row.
@@ -106,6 +108,8 @@ impl<W: io::Write> SessionPage<W> {
     fn request(&mut self, time: Time, request: &Request) -> io::Result<()> {
         let Request { request: number, kind, sql, parameters, formats, types, accesses, decision, .. } = request;
         self.last = Some(*number);
+        self.described.asked(request);
+        let described = self.described.parameters(*number);
         let kind = match kind {
             RequestKind::Simple => "query",
             RequestKind::Prepare => "parse",
@@ -120,8 +124,12 @@ impl<W: io::Write> SessionPage<W> {
             let format = formats.get(at).or_else(|| formats.first().filter(|_| formats.len() == 1));
             let shown = match value {
                 None => "⟦NULL⟧".into(),
-                Some(value) if format == Some(&1) => binary(types.get(at).copied().unwrap_or(0), value),
-                Some(value) => bytes(value, PARAMETER),
+                Some(value) if format == Some(&1) => {
+                    // The agent's own word counts: the server read the value by it.
+                    let given = types.get(at).copied().filter(|kind| *kind != 0);
+                    binary(given.or_else(|| described.get(at).copied()).unwrap_or(0), value)
+                }
+                Some(value) => bytes(value, VALUE),
             };
             writeln!(self.out, "    ${} = {shown}", at.saturating_add(1))?;
         }
@@ -138,7 +146,11 @@ impl<W: io::Write> SessionPage<W> {
         let mut out = String::new();
         let limit = self.limit;
         let messages = self.answers.entry((request, way)).or_insert_with(|| Messages::new(limit, INDENT));
+        if let Some(columns) = self.described.columns(request) {
+            messages.expect(columns);
+        }
         messages.feed(recorded, &mut out);
+        self.described.learn(request, messages);
         self.put(request, &out)
     }
 

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use super::support::{noise, request, start, wait};
 use gateway_daemon::record::{
     AdminEvent, DecisionRecord, Event, KernelRefusal, LogFilter, Outcome, Reader, Recorder, Request, RequestKind, Row,
-    RowContent, SessionEnd, SessionId, StoreSettings,
+    RowContent, Runs, SessionEnd, SessionId, StoreSettings,
 };
 use proptest::{collection::vec, option, prelude::*};
 
@@ -15,10 +15,23 @@ fn any_request() -> impl Strategy<Value = Event> {
         .prop_map(|(allowed, policies, set, reason)| DecisionRecord { allowed, policies, set, reason });
     let sent = (vec(option::of(vec(any::<u8>(), 0..40)), 0..4), vec(any::<u16>(), 0..3), vec(any::<u32>(), 0..3));
     let sql = prop_oneof![any::<String>(), Just("é".repeat(9_000)), Just("\0".repeat(70_000))];
-    (any::<u64>(), kind, sql, sent, vec(any::<String>(), 0..3), decision).prop_map(
-        |(request, kind, sql, (parameters, formats, types), accesses, decision)| {
+    let runs = option::of((any::<u64>(), option::of(vec(any::<u16>(), 0..3))))
+        .prop_map(|runs| runs.map(|(request, results)| Runs { request, results }));
+    (any::<u64>(), kind, sql, sent, vec(any::<String>(), 0..3), decision, runs).prop_map(
+        |(request, kind, sql, (parameters, formats, types), accesses, decision, runs)| {
             let session = SessionId(7);
-            Event::Request(Request { session, request, kind, sql, parameters, formats, types, accesses, decision })
+            Event::Request(Request {
+                session,
+                request,
+                kind,
+                sql,
+                parameters,
+                formats,
+                types,
+                accesses,
+                decision,
+                runs,
+            })
         },
     )
 }

@@ -90,9 +90,8 @@ fn a_session_is_shown_whole_and_harmless() {
 fn the_log_is_a_line_an_event() {
     let mut out = Vec::new();
     let mut log = LogTable::new(&mut out, 60);
-    log.head().unwrap();
     rows().iter().for_each(|row| log.row(row).unwrap());
-    log.flush().unwrap();
+    log.finish().unwrap();
     insta::assert_snapshot!(text(out));
 }
 

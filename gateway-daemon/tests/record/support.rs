@@ -57,6 +57,7 @@ pub(crate) fn request(session: SessionId, request: u64, sql: &str, allowed: bool
             set: [9; 32],
             reason: if allowed { String::new() } else { "nothing permits it".into() },
         },
+        runs: None,
     })
 }
 

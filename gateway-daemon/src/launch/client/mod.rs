@@ -54,6 +54,14 @@ pub enum RunError {
     /// The daemon said something that has no place here.
     #[error("the daemon's answer is not one to `run`")]
     Unexpected,
+    /// The caller cannot open the token.
+    #[error("cannot open the token file `{}`: {source}; it must be one that you can read", .path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system refused something on the caller's side.
     #[error("cannot {doing}: {source}")]
     Io {
@@ -95,7 +103,9 @@ pub fn run(options: RunOptions) -> Result<u8, RunError> {
     let RunOptions { control, agent, token_file, argv } = options;
     let token_file = token_file.map(std::path::absolute).transpose().doing("name the token file")?;
     // Opened here, with the caller's rights.
-    let token = token_file.as_ref().map(std::fs::File::open).transpose().doing("open the token")?;
+    let open =
+        |path: &PathBuf| std::fs::File::open(path).map_err(|source| RunError::Token { path: path.clone(), source });
+    let token = token_file.as_ref().map(open).transpose()?;
     let mut client = Client::connect(&control)?;
     let signals = session::Signals::catch().doing("catch signals")?;
     let (stdio, relays, screen) = stdio::prepare()?;

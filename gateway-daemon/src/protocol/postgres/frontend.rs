@@ -75,6 +75,8 @@ pub struct Bind<'a> {
     parameters: usize,
     /// Their lengths and values.
     values: &'a [u8],
+    /// Format codes of the result's columns, two bytes each: none, one for all, or one for each.
+    results: &'a [u8],
 }
 
 /// A message that is not forwarded.
@@ -176,8 +178,8 @@ fn bind<'a>(fields: &mut Fields<'a>) -> Result<Bind<'a>, FieldError> {
     }
     let values = start.split_at_checked(start.len() - fields.rest().len()).ok_or(FieldError::Cut)?.0;
     let results = fields.count16()?;
-    fields.bytes(results.saturating_mul(2))?;
-    Ok(Bind { portal, statement, formats, parameters, values })
+    let results = fields.bytes(results.saturating_mul(2))?;
+    Ok(Bind { portal, statement, formats, parameters, values, results })
 }
 
 /// One length-prefixed value; `None` is NULL (-1).
@@ -226,6 +228,11 @@ impl<'a> Bind<'a> {
             }
         })
     }
+
+    /// The format codes of the result's columns as they were sent: none for all text, one for all, or one for each.
+    pub fn results(&self) -> impl Iterator<Item = u16> + use<'a> {
+        self.results.as_chunks().0.iter().map(|code| u16::from_be_bytes(*code))
+    }
 }
 
 #[cfg(test)]
@@ -250,11 +257,12 @@ mod tests {
 
     #[test]
     fn parameters_come_out_as_they_were_bound() {
-        let body = b"portal\0stmt\0\0\x02\0\0\0\x01\0\x02\0\0\0\x02hi\xff\xff\xff\xff\0\x01\0\x01";
+        let body = b"portal\0stmt\0\0\x02\0\0\0\x01\0\x02\0\0\0\x02hi\xff\xff\xff\xff\0\x02\0\x01\0\0";
         let Ok(Message::Bind(bind)) = decode(b'B', body) else { panic!("not a Bind") };
         assert_eq!((bind.portal, bind.statement), ("portal", "stmt"));
         assert_eq!(bind.parameters().collect::<Vec<_>>(), [Some(&b"hi"[..]), None]);
         assert_eq!(bind.formats().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(bind.results().collect::<Vec<_>>(), [1, 0]);
     }
 
     #[test]

@@ -71,12 +71,16 @@ impl Reader {
     /// # Errors
     /// When a daemon holds the folder, or it cannot be read.
     pub fn offline(path: &Path) -> Result<Self, StoreError> {
-        let io = |error: io::Error| StoreError::from_io(path, &error);
+        let io = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::Absent { path: path.into() },
+            _ => StoreError::Unreadable { path: path.into(), cause: error.to_string() },
+        };
         if !fs::metadata(path).map_err(io)?.is_dir() {
             return Ok(Self::new(Source::File { path: path.into() }));
         }
         let lock = OwnedFd::from(File::open(path).map_err(io)?);
         match flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) if window::list(path)?.is_empty() => Err(StoreError::Absent { path: path.into() }),
             Ok(()) => Ok(Self::new(Source::Folder { dir: path.into(), _lock: lock })),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked { path: path.into() }),
             Err(error) => Err(io(error.into())),

@@ -6,7 +6,7 @@ use aws_lc_rs::digest;
 
 use crate::{
     policy::Decision,
-    record::{DecisionRecord, Event, Outcome, Request, RequestKind, SessionLog, StoreError},
+    record::{DecisionRecord, Event, Outcome, Request, RequestKind, Runs, SessionLog, StoreError},
 };
 
 /// Requests that were asked for and have not ended.
@@ -45,6 +45,14 @@ pub(super) struct Ask<'a> {
     pub(super) formats: Vec<u16>,
     pub(super) types: Vec<u32>,
     pub(super) accesses: &'a [Arc<str>],
+    pub(super) runs: Option<Runs>,
+}
+
+impl<'a> Ask<'a> {
+    /// A statement without parameters that runs nothing made earlier.
+    pub(super) const fn new(kind: RequestKind, sql: Cow<'a, str>, accesses: &'a [Arc<str>]) -> Self {
+        Self { kind, sql, parameters: Vec::new(), formats: Vec::new(), types: Vec::new(), accesses, runs: None }
+    }
 }
 
 /// A request by its number, with the event that asked for it.
@@ -84,6 +92,7 @@ impl Requests {
                 set: decision.set.0,
                 reason,
             },
+            runs: ask.runs,
         }))?;
         self.last = number;
         self.refused += u64::from(!allowed);

@@ -18,7 +18,7 @@ use crate::{
         frame::HEADER,
         frontend::{self, Bind, Message, Target},
     },
-    record::RequestKind,
+    record::{RequestKind, Runs},
     sql::{Discard, Reading, StatementKind, StatementReading},
 };
 
@@ -221,6 +221,7 @@ impl<J: Judge> Machine<J> {
         ask.parameters = bind.parameters().map(|value| value.map(<[u8]>::to_vec)).collect();
         ask.formats = bind.formats().collect();
         ask.types.clone_from(&prepared.types);
+        ask.runs = Some(Runs { request: prepared.asked.number, results: Some(bind.results().collect()) });
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
         let clearance = match self.clear(&judged) {
             Ok(clearance) => clearance,
@@ -260,7 +261,8 @@ impl<J: Judge> Machine<J> {
         let asked = if portal.first_use() && self.requests.is_live(portal.asked.number) {
             portal.asked
         } else {
-            let ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judged.judgement);
+            let mut ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judged.judgement);
+            ask.runs = Some(Runs { request: portal.asked.number, results: None });
             self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?
         };
         let clearance = match self.clear(&judged) {
@@ -524,9 +526,7 @@ impl<J: Judge> Machine<J> {
             set: PolicySetId([0; 32]),
             durable_first: true,
         };
-        let none = (Vec::new(), Vec::new(), Vec::new());
-        let ask = Ask { kind, sql: kept.into(), parameters: none.0, formats: none.1, types: none.2, accesses: &[] };
-        let asked = self.requests.ask(&mut self.log, ask, &decision)?;
+        let asked = self.requests.ask(&mut self.log, Ask::new(kind, kept.into(), &[]), &decision)?;
         Ok(Text::Refused(answer, asked))
     }
 
@@ -536,8 +536,7 @@ impl<J: Judge> Machine<J> {
             Some(redacted) => std::borrow::Cow::Owned(redacted),
             None => std::borrow::Cow::Borrowed(sql),
         };
-        let accesses = &judgement.accesses;
-        Ask { kind, sql, parameters: Vec::new(), formats: Vec::new(), types: Vec::new(), accesses }
+        Ask::new(kind, sql, &judgement.accesses)
     }
 
     fn refusal(&self, refusal: &Refusal) -> ErrorAnswer {

@@ -1,0 +1,66 @@
+//! What people are told before they do anything: help, and the README.
+
+use clap::{Command, CommandFactory};
+
+use super::Cli;
+
+/// The command line with all that parsing would add, as wide as it is on most terminals.
+fn command() -> Command {
+    let mut command = Cli::command().term_width(100);
+    command.build();
+    command
+}
+
+/// Each verb that people see, those below it included, by its words: `weir agent list`.
+fn verbs(of: &Command) -> Vec<Command> {
+    let seen = |verb: &&Command| !verb.is_hide_set() && verb.get_name() != "help";
+    let below = of.get_subcommands().filter(seen).flat_map(|verb| [vec![verb.clone()], verbs(verb)].concat());
+    below.collect()
+}
+
+fn words(verb: &Command) -> String {
+    verb.get_bin_name().unwrap_or_else(|| verb.get_name()).to_owned()
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_verb_s_help_is_as_it_was_reviewed() {
+    let command = command();
+    for mut verb in [vec![command.clone()], verbs(&command)].concat() {
+        insta::assert_snapshot!(words(&verb).replace(' ', "-"), verb.render_long_help());
+    }
+}
+
+#[test]
+fn every_verb_s_help_has_examples_of_itself() {
+    for mut verb in verbs(&command()) {
+        let (words, help) = (words(&verb), verb.render_long_help().to_string());
+        let examples = help.split_once("\nExamples:\n").map(|(_, examples)| examples.to_owned());
+        let examples = examples.unwrap_or_else(|| panic!("`{words}` has no examples"));
+        assert!(examples.contains(&format!("  {words}")) || examples.contains(&format!(" {words}")), "{examples}");
+    }
+}
+
+#[test]
+fn the_readme_names_every_verb() {
+    let readme = include_str!("../../../README.md");
+    let (_, section) = readme.split_once("## The verbs").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let command = command();
+    for verb in verbs(&command).iter().filter(|verb| !verb.has_subcommands()) {
+        let (words, last) = (words(verb), verb.get_name());
+        let (group, _) = words.rsplit_once(' ').unwrap();
+        // In a row, the first verb has all its words and those behind it their last.
+        let mut names =
+            section.lines().filter(|row| row.contains(&format!("`{group} "))).flat_map(|row| row.split('`'));
+        let is_named = names.any(|name| {
+            let own = name.strip_prefix(&format!("{group} ")).unwrap_or(name);
+            own.split(' ').next() == Some(last)
+        });
+        assert!(is_named, "`{words}` is in no row of the README's table");
+    }
+}
