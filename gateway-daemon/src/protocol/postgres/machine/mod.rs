@@ -43,6 +43,7 @@ mod requests;
 mod statements;
 #[cfg(test)]
 mod tests;
+mod understood;
 
 use expect::{Expect, Portal, Prepared};
 use names::Names;
