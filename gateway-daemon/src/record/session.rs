@@ -152,6 +152,11 @@ impl SessionLog {
         }
     }
 
+    /// Whether something was appended that no [`commit`](Self::commit) has handed over.
+    pub const fn keeps_back(&self) -> bool {
+        self.shared.is_some() && self.handed < self.appended
+    }
+
     /// Events appended so far, durable or not.
     pub const fn appended(&self) -> u64 {
         self.appended

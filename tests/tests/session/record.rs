@@ -1,7 +1,10 @@
 //! What the record says of a session.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use end_to_end::{Database, Weir};
+use end_to_end::{Database, Weir, wait_until};
 use serde_json::{Value, json};
 
 use crate::player::{Style, play};
@@ -102,5 +105,28 @@ fn the_record_has_statements_parameters_decisions_answers_and_never_a_secret() -
         let found = bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes());
         ensure!(!found, "the secret is in the store");
     }
+    Ok(())
+}
+
+#[test]
+fn a_read_that_runs_long_is_on_the_record_before_its_first_row() -> Result<()> {
+    let database = Database::create()?;
+    let weir = Weir::start(|setup| {
+        setup.policy("keepers.cedar", POLICY)?;
+        setup.agent("claude", &["keepers"])?;
+        setup.connection("orders", &database)
+    })?;
+    let address = database.address()?;
+    let psql = ["psql", "-XAtq", "-d", &address, "-c", "SELECT pg_sleep(60)"];
+    let mut child = weir.agent("claude")?.program(psql)?.into_command().stderr(Stdio::null()).spawn()?;
+    let session = wait_until("the statement on the record", Duration::from_secs(20), || {
+        let requests = events(&weir, "request")?;
+        let request = requests.iter().find(|request| request["sql"] == "SELECT pg_sleep(60)");
+        Ok(request.and_then(|request| Some(request["session"].as_str()?.to_owned())))
+    })?;
+    ensure!(child.try_wait()?.is_none(), "it ended too soon");
+    assert_eq!(events(&weir, "outcome")?.len(), 0);
+    weir.weir(["session", "kill", &session])?.succeeded()?;
+    ensure!(!child.wait()?.success(), "it was killed");
     Ok(())
 }

@@ -28,6 +28,8 @@ const READ_BYTES: usize = 64 * 1024;
 const TURNS: usize = 32;
 /// How long a closing session may take to say why.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// A read goes on the record with its answer; one that is not answered for so long, before it.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// What is read stays here only while it is looked at, so that idle sessions hold no read buffer.
@@ -91,6 +93,8 @@ pub struct Pump<A, S, J, W> {
     pub world: W,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     last_byte: Instant,
+    /// Runs while something waits to be shown; made when the first does.
+    shown: Option<Pin<Box<Sleep>>>,
 }
 
 impl<A, S, J, W> Pump<A, S, J, W>
@@ -115,6 +119,7 @@ where
             world,
             idle: idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
             last_byte: Instant::now(),
+            shown: None,
         }
     }
 
@@ -256,6 +261,7 @@ where
         if let Poll::Ready(answer) = self.world.poll_told(cx) {
             return Poll::Ready(Ending::Told(answer));
         }
+        self.show_what_waits(cx);
         let Some((limit, sleep)) = &mut self.idle else { return Poll::Pending };
         while sleep.as_mut().poll(cx).is_ready() {
             let end = self.last_byte + *limit;
@@ -266,6 +272,18 @@ where
             sleep.as_mut().reset(end);
         }
         Poll::Pending
+    }
+
+    /// Puts a request on the record whose answer is long in coming, so that people see what runs. The timer is set once and
+    /// left to run out, not touched for each statement.
+    fn show_what_waits(&mut self, cx: &mut Context<'_>) {
+        if self.shown.is_none() && self.machine.log().keeps_back() {
+            self.shown = Some(Box::pin(tokio::time::sleep(SHOWN_AFTER)));
+        }
+        if self.shown.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready()) {
+            self.shown = None;
+            self.machine.log().commit();
+        }
     }
 
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
