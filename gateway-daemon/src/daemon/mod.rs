@@ -49,6 +49,7 @@ mod verbs;
 
 pub use parts::StartError;
 pub(crate) use sockets::{may_user_connect as may_connect, open_to_agents as sockets_open_to_agents};
+pub(crate) use targets::{own_addresses, protected_by};
 
 /// How long sessions may finish what they are doing when the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
