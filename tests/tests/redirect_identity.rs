@@ -164,22 +164,3 @@ fn thousands_of_connections_of_two_agents_never_mix() -> Result<()> {
     assert_eq!(kernel.pending_entries(), 0);
     Ok(())
 }
-
-/// A ring with SQPOLL acts as the task that made it. The one in the daemon's cgroup reaches the server whoever holds its
-/// descriptor, so it must not get to an agent: std's `Command`, as the launcher, passes descriptors 0 to 2 alone.
-#[test]
-fn a_process_is_started_without_the_rings_of_who_starts_it() -> Result<()> {
-    let field = Field::new()?;
-    let (agent, _) = field.cgroup("agent")?;
-    let ring: io_uring::IoUring = io_uring::IoUring::builder().setup_sqpoll(100).build(2)?;
-    let running = field.connector(&agent, &["hang", "0", "127.0.0.1:1"]).start()?;
-    let open: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", running.pid()))?
-        .flatten()
-        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
-        .map(|target| target.display().to_string())
-        .collect();
-    assert!(!open.is_empty() && !open.iter().any(|target| target.contains("io_uring")), "{open:?}");
-    drop(ring);
-    running.finish()?;
-    Ok(())
-}

@@ -51,6 +51,7 @@ mod workers;
 
 pub use parts::StartError;
 pub(crate) use sockets::{may_user_connect as may_connect, open_to_agents as sockets_open_to_agents};
+pub(crate) use targets::{own_addresses, protected_by};
 use workers::Workers;
 
 /// Threads for all that is no session: accepting, people's requests, tokens, names.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
@@ -73,6 +74,17 @@ impl Resolved {
     }
 }
 
+/// What a daemon with this configuration would protect, as names resolve now; for who only wants to know.
+pub(crate) fn protected_by(config: &Config) -> io::Result<Vec<Protected>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut resolved = Resolved::default();
+    runtime.block_on(resolved.refresh(config));
+    match resolved.failed.as_slice() {
+        [] => Ok(resolved.protected(config)),
+        failed => Err(io::Error::other(failed.join("; "))),
+    }
+}
+
 /// How sure it is that an address means a connection: what is declared counts over what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
@@ -126,7 +138,7 @@ const fn bits(address: IpAddr) -> u8 {
 }
 
 /// The addresses of this host's interfaces.
-pub(super) fn own_addresses() -> Vec<IpAddr> {
+pub(crate) fn own_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
         tracing::error!("the addresses of this host cannot be listed");
         return Vec::new();

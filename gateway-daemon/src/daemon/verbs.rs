@@ -150,6 +150,7 @@ impl Weir {
             .collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
             "started": timestamp(self.started),
             "recording": self.recorder.is_recording(),
             "record_trouble": self.recorder.trouble().map(|error| error.to_string()),

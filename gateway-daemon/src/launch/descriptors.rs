@@ -80,5 +80,8 @@ mod tests {
         let own = rustix::process::getpid();
         let process = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
         assert_eq!(kind(process).unwrap(), Kind::Other);
+        // With a thread of the kernel's that acts as who made it.
+        let ring: io_uring::IoUring = io_uring::IoUring::builder().setup_sqpoll(1000).build(2).unwrap();
+        assert_eq!(kind(ring).unwrap(), Kind::Other);
     }
 }

@@ -3,6 +3,7 @@
 
 mod configuration;
 mod disk;
+mod doctor;
 mod kill;
 mod pins;
 mod policies;

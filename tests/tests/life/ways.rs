@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use end_to_end::kernel_support::{Worker, ring};
 use end_to_end::{Database, Weir, servers, wait_until};
 use serde_json::Value;
 
@@ -138,6 +141,58 @@ fn other_kinds_of_sockets_lead_nowhere() -> Result<()> {
     let ring = "import ctypes; c = ctypes.CDLL(None, use_errno=True); r = c.syscall(425, 4, ctypes.create_string_buffer(120)); print(r, ctypes.get_errno())";
     assert_eq!(agent.run([PYTHON, "-c", ring])?.succeeded()?, "-1 1");
     Ok(())
+}
+
+/// Tells on a descriptor what its own descriptors are, and tries to use one of them as a ring: to enter it, and to map its
+/// queue, which is all that one with a thread of the kernel's needs. Last it reads its input to the end.
+const USE_RING: &str = r"
+import ctypes, os, sys
+tell, ring = int(sys.argv[1]), int(sys.argv[2])
+c = ctypes.CDLL(None, use_errno=True)
+c.mmap.restype = ctypes.c_void_p
+names = [f'/proc/self/fd/{number}' for number in os.listdir('/proc/self/fd')]
+rings = [os.readlink(name) for name in names if os.path.lexists(name) and 'io_uring' in os.readlink(name)]
+entered = c.syscall(426, ring, 0, 0, 0, None, 0) == 0
+mapped = c.mmap(None, 4096, 3, 1, ring, 0) != ctypes.c_void_p(-1).value
+os.write(tell, repr((len(rings), entered, mapped)).encode())
+if ring == 0 and not rings:
+    assert os.read(0, 1) == b''
+";
+
+/// A ring with SQPOLL acts as the process that made it, which here may be let through where an agent is not.
+#[test]
+fn a_ring_that_its_starter_holds_is_of_no_use_to_an_agent() -> Result<()> {
+    let database = Database::create()?;
+    let weir = Weir::start(|setup| reader(setup, &database))?;
+    let agent = weir.agent(CLAUDE)?;
+    let ring = ring(Worker::Poll)?;
+    // Inherited by all that this process starts, as one of a careless starter would be.
+    rustix::io::fcntl_setfd(&ring, rustix::io::FdFlags::empty())?;
+    for number in 0..3 {
+        let tell = if number == 1 { 2 } else { 1 };
+        let words = [PYTHON, "-c", USE_RING, &tell.to_string(), &number.to_string()];
+        let mut outside = Command::new(PYTHON);
+        outside.args(&words[1..]);
+        let own = told_with_ring(outside, &ring, number)?;
+        ensure!(own == "(2, True, True)", "outside of a run it must be of use, or nothing is tried: {own}");
+        let inside = told_with_ring(agent.program(words)?.into_command(), &ring, number)?;
+        ensure!(inside == "(0, False, False)", "as descriptor {number}: {inside}");
+    }
+    Ok(())
+}
+
+/// What a program tells on its standard output or error, with a ring as its descriptor `number`.
+fn told_with_ring(mut command: Command, ring: &impl AsFd, number: u8) -> Result<String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ring = Stdio::from(ring.as_fd().try_clone_to_owned()?);
+    match number {
+        0 => command.stdin(ring),
+        1 => command.stdout(ring),
+        _ => command.stderr(ring),
+    };
+    let output = command.output()?;
+    let told = if number == 1 { output.stderr } else { output.stdout };
+    Ok(String::from_utf8(told)?)
 }
 
 /// The cgroups of an agent's runs that live.

@@ -1,5 +1,7 @@
 //! `weir doctor`: what Weir needs of this host, what the daemon says of itself, and what an agent could reach around it.
 
+mod ports;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -40,7 +42,7 @@ struct Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     Ok,
-    /// Worth knowing; nothing is open by it.
+    /// Worth knowing; nothing that Weir is there for is open by it.
     Note,
     Failed,
     CannotTell,
@@ -73,7 +75,10 @@ pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
         about_config(config, &mut findings);
     }
     findings.push(modules());
-    about_daemon(path, &mut findings);
+    let daemon = about_daemon(path, &mut findings);
+    if let Ok(config) = &config {
+        findings.extend(ports::findings(config, daemon));
+    }
     show(&findings, json)?;
     let bad = findings.iter().any(|finding| matches!(finding.verdict, Level::Failed | Level::CannotTell));
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -146,13 +151,14 @@ fn modules() -> Finding {
     finding("socket families", Level::Note, seen, format!("in /etc/modprobe.d/weir.conf: {}", lines.join("; ")))
 }
 
-fn about_daemon(path: &Path, findings: &mut Vec<Finding>) {
+/// Adds what the daemon says of itself; gives its process, if it says so.
+fn about_daemon(path: &Path, findings: &mut Vec<Finding>) -> Option<u64> {
     let status = match ask_row(path, &Request::Status) {
         Ok(status) => status,
         Err(error) => {
             let mend = "start it: systemctl start weir, or `weir daemon`";
             findings.push(finding("daemon", Level::Failed, format!("{error:#}"), mend));
-            return;
+            return None;
         }
     };
     let version = status.get("version").map(plain).unwrap_or_default();
@@ -177,6 +183,7 @@ fn about_daemon(path: &Path, findings: &mut Vec<Finding>) {
         let seen = format!("others see, and may change, the same addresses: {}", names.join("; "));
         finding("programs at the scope", Level::Note, seen, "make sure that they are wanted")
     });
+    status.get("pid").and_then(Value::as_u64)
 }
 
 fn show(findings: &[Finding], json: bool) -> Result<()> {

@@ -1,0 +1,374 @@
+//! What listens on this host's TCP ports: what of it Weir protects, and what an agent reaches around Weir.
+//!
+//! The kernel's tables of sockets say where something listens, the descriptors below /proc whose it is. As root all
+//! holders are seen, else one's own. Addresses at which a listener answers are compared with the protected ones, since a
+//! server on all addresses of which one is declared is open at the others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+};
+
+use super::{Finding, Level, finding};
+use crate::{
+    config::Config,
+    daemon::{own_addresses, protected_by},
+    redirect::Protected,
+};
+
+/// Ports at which a database or a container runtime is expected, whatever the process is called: it may be a proxy, or
+/// belong to another user.
+const SERVER_PORTS: [(u16, &str); 21] = [
+    (1433, "SQL Server"),
+    (1521, "Oracle"),
+    (2375, "Docker's API without TLS: whoever reaches it is root"),
+    (2376, "Docker's API: whoever it lets in is root"),
+    (2379, "etcd, which holds a Kubernetes cluster's secrets"),
+    (3306, "MySQL"),
+    (5432, "PostgreSQL"),
+    (5984, "CouchDB"),
+    (6379, "Redis"),
+    (6432, "PgBouncer, a way to PostgreSQL"),
+    (6443, "the Kubernetes API"),
+    (7687, "Neo4j"),
+    (8086, "InfluxDB"),
+    (8123, "ClickHouse over HTTP"),
+    (9042, "Cassandra"),
+    (9200, "Elasticsearch or OpenSearch"),
+    (10250, "kubelet, which runs commands in containers"),
+    (11211, "memcached"),
+    (26257, "CockroachDB"),
+    (27017, "MongoDB"),
+    (33060, "MySQL's X protocol"),
+];
+
+/// Names of processes that serve databases or containers, at whatever port; the kernel keeps 15 bytes of a name.
+const SERVER_PROCESSES: [(&str, &str); 21] = [
+    ("postgres", "PostgreSQL"),
+    ("postmaster", "PostgreSQL"),
+    ("pgbouncer", "a way to PostgreSQL"),
+    ("pgcat", "a way to PostgreSQL"),
+    ("pgpool", "a way to PostgreSQL"),
+    ("odyssey", "a way to PostgreSQL"),
+    ("mysqld", "MySQL"),
+    ("mariadbd", "MariaDB"),
+    ("mysqlrouter", "a way to MySQL"),
+    ("mongod", "MongoDB"),
+    ("mongos", "a way to MongoDB"),
+    ("redis-server", "Redis"),
+    ("valkey-server", "Valkey"),
+    ("memcached", "memcached"),
+    ("clickhouse-serv", "ClickHouse"),
+    ("cockroach", "CockroachDB"),
+    ("sqlservr", "SQL Server"),
+    ("tnslsnr", "Oracle"),
+    ("influxd", "InfluxDB"),
+    ("dockerd", "Docker's API: whoever it lets in is root"),
+    ("containerd", "containerd: whoever reaches it is root"),
+];
+
+/// The state LISTEN in the kernel's tables (Linux, include/net/tcp_states.h).
+const LISTEN: &str = "0A";
+
+/// A listening socket.
+#[derive(Debug, PartialEq, Eq)]
+struct Listener {
+    address: IpAddr,
+    port: u16,
+    inode: u64,
+}
+
+/// Addresses at which a listener answers: the bits of a prefix that they have in common.
+type Way = (IpAddr, u8);
+
+/// What the doctor says of ports; `daemon` is the daemon's process, if it serves.
+pub(super) fn findings(config: &Config, daemon: Option<u64>) -> Vec<Finding> {
+    let name = "ports";
+    if let Some(pid) = daemon
+        && is_elsewhere(pid)
+    {
+        let mend = format!("ask there: nsenter --net --target {pid} weir doctor");
+        return vec![finding(name, Level::CannotTell, "the daemon is in another network namespace", mend)];
+    }
+    match (listeners(Path::new("/proc/self/net")), protected_by(config)) {
+        (Ok(listeners), Ok(protected)) => {
+            let holders = holders(&listeners);
+            judge(config, &listeners, &holders, &protected)
+        }
+        (Err(error), _) => vec![finding(name, Level::CannotTell, error.to_string(), "see that /proc is mounted")],
+        (_, Err(error)) => vec![finding(name, Level::CannotTell, error.to_string(), "mend the name's resolution")],
+    }
+}
+
+/// Whether a process is known to have another network namespace than this one.
+fn is_elsewhere(pid: u64) -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    namespace(&pid.to_string()).is_some_and(|its| namespace("self").is_some_and(|own| own != its))
+}
+
+/// All TCP sockets that listen, of a process's `net` folder.
+fn listeners(net: &Path) -> io::Result<Vec<Listener>> {
+    let mut found = Vec::new();
+    for name in ["tcp", "tcp6"] {
+        let table = match fs::read_to_string(net.join(name)) {
+            // A kernel without IPv6 has no such table.
+            Err(error) if name == "tcp6" && error.kind() == io::ErrorKind::NotFound => continue,
+            table => table?,
+        };
+        let more = parse(&table).ok_or_else(|| io::Error::other(format!("/proc/net/{name} cannot be read")))?;
+        found.extend(more);
+    }
+    Ok(found)
+}
+
+/// Reads one table (proc(5), /proc/net/tcp); `None` when a line is not as it should be.
+fn parse(table: &str) -> Option<Vec<Listener>> {
+    let mut found = Vec::new();
+    for row in table.lines().skip(1) {
+        let words: Vec<&str> = row.split_ascii_whitespace().collect();
+        let &[_, local, _, state, _, _, _, _, _, inode, ..] = words.as_slice() else { return None };
+        if state != LISTEN {
+            continue;
+        }
+        let (address, port) = local.split_once(':')?;
+        found.push(Listener {
+            address: parse_address(address)?.to_canonical(),
+            port: u16::from_str_radix(port, 16).ok()?,
+            inode: inode.parse().ok()?,
+        });
+    }
+    Some(found)
+}
+
+/// An address as the kernel prints it: words of 32 bits that lie in memory in network order, each read as a number.
+fn parse_address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    match hex.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            let bytes: [u8; 16] = words.concat().try_into().ok()?;
+            Some(Ipv6Addr::from(bytes).into())
+        }
+        _ => None,
+    }
+}
+
+/// The names of the processes that hold the listeners, by inode. Where several hold one, the oldest: it has opened it.
+fn holders(listeners: &[Listener]) -> HashMap<u64, String> {
+    let wanted: HashSet<u64> = listeners.iter().map(|listener| listener.inode).collect();
+    let mut pids: Vec<u32> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    let mut found = HashMap::new();
+    for pid in pids {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        // One that is gone, or another user's, tells nothing.
+        for descriptor in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
+            let Some(inode) = fs::read_link(descriptor.path()).ok().as_deref().and_then(socket_inode) else { continue };
+            if wanted.contains(&inode)
+                && !found.contains_key(&inode)
+                && let Ok(name) = fs::read(process.join("comm"))
+            {
+                found.insert(inode, String::from_utf8_lossy(name.trim_ascii_end()).into_owned());
+            }
+        }
+    }
+    found
+}
+
+/// `socket:[INODE]`
+fn socket_inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// What listens at one port under one name: where it answers, and where of that it is not protected.
+#[derive(Debug, Default)]
+struct Door {
+    /// The connections that its protected addresses mean; `None` where it is refused to all.
+    means: BTreeSet<Option<u32>>,
+    open: BTreeSet<Way>,
+}
+
+fn judge(
+    config: &Config,
+    listeners: &[Listener],
+    holders: &HashMap<u64, String>,
+    protected: &[Protected],
+) -> Vec<Finding> {
+    let own = own_addresses();
+    let mut doors: BTreeMap<(u16, Option<&str>), Door> = BTreeMap::new();
+    // Weir's own port is kept for the daemon by the programs.
+    for listener in listeners.iter().filter(|listener| listener.port != config.daemon.listener_port) {
+        let holder = holders.get(&listener.inode).map(String::as_str);
+        let door = doors.entry((listener.port, holder)).or_default();
+        for way in ways(listener.address, &own) {
+            match protected.iter().find(|protected| protected.port == listener.port && covers(protected, way)) {
+                Some(protected) => drop(door.means.insert(protected.connection)),
+                None => drop(door.open.insert(way)),
+            }
+        }
+    }
+    let (mut findings, mut closed, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for ((port, holder), door) in doors {
+        let shown = format!("{port} ({})", holder.unwrap_or("whose is not told"));
+        if door.open.is_empty() {
+            let connections = door.means.iter().map(|number| connection_name(config, *number));
+            closed.push(format!("{shown}: {}", connections.collect::<Vec<_>>().join(", ")));
+        } else if let Some(what) = server(port, holder) {
+            findings.push(open_server(port, &shown, what, &door));
+        } else {
+            others.push(shown);
+        }
+    }
+    if !others.is_empty() {
+        let mend = "close to agents what they must not reach: `[[protect]]`";
+        findings.insert(0, finding("ports open", Level::Note, others.join(", "), mend));
+    }
+    let seen = if closed.is_empty() { "nothing on this host listens at one".to_owned() } else { closed.join("; ") };
+    findings.insert(0, finding("ports protected", Level::Ok, seen, ""));
+    findings
+}
+
+fn open_server(port: u16, shown: &str, what: &str, door: &Door) -> Finding {
+    let places: Vec<String> = door.open.iter().map(|way| show_way(*way)).collect();
+    let seen = format!("{shown}: {what}. Open to agents around Weir at {}", places.join(", "));
+    let mend = if door.means.is_empty() {
+        "declare it as a `[[connection]]`, put it in `[[protect]]`, or stop it"
+    } else {
+        "add these addresses to the connection's `targets` or to `[[protect]]`, or let it listen at fewer"
+    };
+    finding(&format!("port {port}"), Level::Failed, seen, mend)
+}
+
+/// What is known to serve at a port, or under a name.
+fn server(port: u16, holder: Option<&str>) -> Option<&'static str> {
+    let by_name = SERVER_PROCESSES.iter().find(|(name, _)| holder == Some(*name)).map(|(_, what)| *what);
+    by_name.or_else(|| SERVER_PORTS.iter().find(|(known, _)| *known == port).map(|(_, what)| *what))
+}
+
+fn connection_name(config: &Config, number: Option<u32>) -> &str {
+    let connection = number.and_then(|number| config.connections.get(usize::try_from(number).ok()?));
+    connection.map_or("refused to all", |connection| connection.name.as_str())
+}
+
+/// Where a listener answers. One on `::` counts as answering IPv4 as well: the tables do not tell.
+fn ways(address: IpAddr, own: &[IpAddr]) -> Vec<Way> {
+    if !address.is_unspecified() {
+        return vec![(address, bits(address))];
+    }
+    let loopback = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
+    own.iter()
+        .copied()
+        .filter(|own| own.is_ipv4() || address.is_ipv6())
+        .filter(|own| !(own.is_ipv4() && own.is_loopback()))
+        .map(|own| (own, bits(own)))
+        .chain([loopback])
+        .collect()
+}
+
+const fn bits(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+fn covers(protected: &Protected, (address, prefix): Way) -> bool {
+    protected.network.contains(address) && protected.network.prefix() <= prefix
+}
+
+fn show_way((address, prefix): Way) -> String {
+    if prefix == bits(address) { address.to_string() } else { format!("{address}/{prefix}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCP: &str = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 12345 1 ffff 100 0 0 10 0
+   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 777 1 ffff 100 0 0 10 0
+   2: 0100007F:1538 0100007F:D431 01 00000000:00000000 00:00000000 00000000   101        0 12399 1 ffff 20 4 30 10 -1
+";
+    const TCP6: &str = "\
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000000000000000000001000000:1538 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 12344 1 ffff 100 0 0 10 0
+   1: 0000000000000000FFFF00000200000A:0CEA 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 9 1 ffff 100 0 0 10 0
+   2: B80D0120000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 8 1 ffff 100 0 0 10 0
+";
+
+    fn listener(address: &str, port: u16, inode: u64) -> Listener {
+        Listener { address: address.parse().unwrap(), port, inode }
+    }
+
+    // The tables' numbers are in the host's order; these are a little-endian machine's.
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn listening_sockets_are_read_from_the_kernels_tables_and_no_others() {
+        let expected = [listener("127.0.0.1", 5432, 12345), listener("0.0.0.0", 22, 777)];
+        assert_eq!(parse(TCP).unwrap(), expected);
+        let expected = [listener("::1", 5432, 12344), listener("10.0.0.2", 3306, 9), listener("2001:db8::1", 80, 8)];
+        assert_eq!(parse(TCP6).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_read_is_no_empty_table() {
+        let header = TCP.lines().next().unwrap();
+        assert_eq!(parse(header), Some(Vec::new()));
+        let row = TCP.lines().nth(1).unwrap();
+        for (good, bad) in [("0100007F:1538", "0100007F"), ("0100007F", "010000é7F"), ("1538", "15380"), ("12345", "x")]
+        {
+            assert_eq!(parse(&format!("{header}\n{}\n", row.replace(good, bad))), None, "{bad}");
+        }
+        assert_eq!(parse(&format!("{header}\n   0: 0100007F:1538 00000000:0000 0A\n")), None);
+    }
+
+    #[test]
+    fn what_listens_here_is_found_with_its_holder() {
+        let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let found: Vec<_> = listeners(Path::new("/proc/self/net")).unwrap();
+        let own: Vec<_> = found.into_iter().filter(|listener| listener.port == port).collect();
+        assert_eq!(own.iter().map(|listener| listener.address).collect::<Vec<_>>(), [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+        let name = fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(holders(&own).into_values().collect::<Vec<_>>(), [name.trim_end()]);
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_answers_at_each_and_on_the_whole_loopback_network() {
+        let own: Vec<IpAddr> =
+            ["127.0.0.1", "10.0.0.5", "::1", "fe80::1"].iter().map(|own| own.parse().unwrap()).collect();
+        let shown = |address: &str| ways(address.parse().unwrap(), &own).into_iter().map(show_way).collect::<Vec<_>>();
+        assert_eq!(shown("0.0.0.0"), ["10.0.0.5", "127.0.0.0/8"]);
+        assert_eq!(shown("::"), ["10.0.0.5", "::1", "fe80::1", "127.0.0.0/8"]);
+        assert_eq!(shown("127.0.0.2"), ["127.0.0.2"]);
+    }
+
+    #[test]
+    fn an_address_is_covered_by_a_range_that_holds_all_of_it() {
+        let protected = |network: &str| Protected { network: network.parse().unwrap(), port: 5432, connection: None };
+        let whole = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
+        let one = (IpAddr::V4(Ipv4Addr::LOCALHOST), 32);
+        assert!(covers(&protected("127.0.0.0/8"), whole) && covers(&protected("127.0.0.0/8"), one));
+        assert!(covers(&protected("127.0.0.1"), one) && !covers(&protected("127.0.0.1"), whole));
+        assert!(!covers(&protected("10.0.0.0/8"), one));
+    }
+
+    #[test]
+    fn servers_are_known_by_name_before_port() {
+        assert_eq!(server(15_000, Some("mysqld")), Some("MySQL"));
+        assert_eq!(server(5432, Some("mariadbd")), Some("MariaDB"));
+        assert_eq!(server(5432, Some("socat")), Some("PostgreSQL"));
+        assert_eq!(server(5432, None), Some("PostgreSQL"));
+        assert_eq!(server(22, Some("sshd")), None);
+        assert!(SERVER_PROCESSES.iter().all(|(name, _)| name.len() <= 15), "longer names are cut by the kernel");
+    }
+}
