@@ -1,38 +1,32 @@
 //! A piece of the machine for one test of the redirect: a cgroup as scope, a bpffs for the pins, a privileged port and
 //! loopback addresses that no other test has, also when several runs share the machine.
 
+mod connector;
+mod ends;
 mod uring;
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    os::fd::OwnedFd,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use gateway_daemon::{
-    accept::{Incoming, Listener, PortKeeping},
-    redirect::{
-        self, Guard, Kernel, Network, Protected, RedirectSettings,
-        cgroup::{CgroupId, CgroupRoot},
-    },
+use gateway_daemon::redirect::{
+    self, Guard, Kernel, Network, Protected, RedirectSettings,
+    cgroup::{CgroupId, CgroupRoot},
 };
 use rustix::{
     fs::{FlockOperation, flock},
     mount::{UnmountFlags, unmount},
 };
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncWriteExt as _, sync::oneshot};
 
+pub use connector::{Connector, Running};
+pub use ends::{Front, Server};
 pub use uring::{Worker, ring, uring_connect};
 
 /// How long a test waits for anything.
@@ -254,9 +248,7 @@ impl Field {
 
     /// A process that does one thing from a cgroup: see `src/bin/connector.rs`.
     pub fn connector(&self, cgroup: &Path, verb: &[&str]) -> Connector {
-        let mut command = Command::new(connector_path());
-        command.arg("--enter").arg(cgroup).args(verb).stdin(Stdio::null());
-        Connector { command }
+        Connector::new(cgroup, verb)
     }
 
     /// Runs a connector that connects by TCP.
@@ -309,212 +301,6 @@ fn free_slot() -> Result<(u8, File)> {
         }
     }
     bail!("{SLOTS} tests run at the same time already")
-}
-
-fn connector_path() -> PathBuf {
-    // Cargo puts binaries beside the folder in which a test's own executable lies.
-    let own = std::env::current_exe().unwrap_or_default();
-    own.ancestors().map(|folder| folder.join("connector")).find(|path| path.is_file()).unwrap_or_default()
-}
-
-/// See [`Field::connector`].
-pub struct Connector {
-    command: Command,
-}
-
-impl Connector {
-    /// As this user, after entering the cgroup.
-    pub fn uid(mut self, uid: u32) -> Self {
-        self.command.arg("--uid").arg(uid.to_string());
-        self
-    }
-
-    /// With this as its standard input.
-    pub fn stdin(mut self, stdin: OwnedFd) -> Self {
-        self.command.stdin(stdin);
-        self
-    }
-
-    /// In a network namespace of its own, with its loopback device up.
-    pub fn in_network_namespace(self) -> Self {
-        let mut command = Command::new("unshare");
-        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
-        command.arg(self.command.get_program()).args(self.command.get_args()).stdin(Stdio::null());
-        Self { command }
-    }
-
-    /// Runs it to its end.
-    ///
-    /// # Errors
-    ///
-    /// When it doesn't run, or says something unknown.
-    pub fn run(mut self) -> Result<Outcome> {
-        let output = self.command.output().with_context(|| format!("{:?}", self.command))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let line = text.lines().last().unwrap_or_default();
-        serde_json::from_str(line)
-            .with_context(|| format!("{:?}: {text}{}", self.command, String::from_utf8_lossy(&output.stderr)))
-    }
-
-    /// Starts it, and waits for its first line.
-    ///
-    /// # Errors
-    ///
-    /// When it doesn't start.
-    pub fn start(mut self) -> Result<Running> {
-        let mut child = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut stdout = BufReader::new(child.stdout.take().context("no output")?);
-        let mut first = String::new();
-        stdout.read_line(&mut first)?;
-        let stdin = child.stdin.take();
-        Ok(Running { child, stdin, stdout, first })
-    }
-}
-
-/// A connector that waits until its standard input ends.
-pub struct Running {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<std::process::ChildStdout>,
-    /// Its first line.
-    pub first: String,
-}
-
-impl Running {
-    /// The process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Ends its input and waits for its outcome.
-    ///
-    /// # Errors
-    ///
-    /// When it says something unknown.
-    pub fn finish(mut self) -> Result<Outcome> {
-        drop(self.stdin.take());
-        let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest)?;
-        self.child.wait()?;
-        serde_json::from_str(rest.lines().last().unwrap_or_default()).context(rest)
-    }
-
-    /// Kills it.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be killed.
-    pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-/// A server at a protected address. Whoever reaches it, and may not, got around.
-pub struct Server {
-    listener: TcpListener,
-    reached: Arc<AtomicUsize>,
-}
-
-impl Server {
-    /// Serves an address until it is dropped.
-    ///
-    /// # Errors
-    ///
-    /// When the address cannot be bound.
-    pub fn start(address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address).with_context(|| format!("a server at {address}"))?;
-        let reached = Arc::new(AtomicUsize::new(0));
-        let (accepting, counter) = (listener.try_clone()?, Arc::clone(&reached));
-        thread::spawn(move || {
-            while let Ok((mut stream, _)) = accepting.accept() {
-                counter.fetch_add(1, Ordering::SeqCst);
-                // Whoever connected may be gone by now.
-                let _ = stream.write_all(b"\"Server\"\n");
-            }
-        });
-        Ok(Self { listener, reached })
-    }
-
-    /// Connections so far.
-    pub fn reached(&self) -> usize {
-        self.reached.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Ends the listening, and the thread's accept with it.
-        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
-    }
-}
-
-/// Weir's listener, in a thread of its own, telling each connection what it knows of it.
-pub struct Front {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Front {
-    /// Listens.
-    ///
-    /// # Errors
-    ///
-    /// When the port cannot be bound.
-    pub fn start(kernel: &Kernel) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = {
-            let _entered = runtime.enter();
-            Listener::bind(kernel, PortKeeping::Privileged)?
-        };
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::spawn(move || {
-            runtime.block_on(async move {
-                tokio::select! {
-                    result = serve(&listener) => result,
-                    _ = stopped => Ok(()),
-                }
-            })
-        });
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(Ok(Err(error))) = self.thread.take().map(JoinHandle::join) {
-            eprintln!("the listener ended: {error:#}");
-        }
-    }
-}
-
-async fn serve(listener: &Listener) -> Result<()> {
-    loop {
-        let (mut stream, answer) = match listener.accept().await? {
-            Incoming::Straight { stream, .. } => (stream, Answer::Straight),
-            Incoming::Accepted(accepted) => (
-                accepted.stream,
-                Answer::Accepted {
-                    origin: accepted.origin,
-                    connection: accepted.connection,
-                    cgroup: accepted.cgroup.get(),
-                    pid: accepted.pid,
-                    uid: accepted.uid,
-                    peer: accepted.peer,
-                },
-            ),
-        };
-        let mut line = serde_json::to_vec(&answer)?;
-        line.push(b'\n');
-        tokio::spawn(async move {
-            // Whoever connected may be gone by now. Closing before it has closed could reset the connection under it.
-            let _ = stream.write_all(&line).await;
-            let _ = stream.shutdown().await;
-            let _ = tokio::time::timeout(PATIENCE, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
-        });
-    }
 }
 
 /// Waits until something holds.

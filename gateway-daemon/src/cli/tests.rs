@@ -1,8 +1,8 @@
 //! What people are told before they do anything: help, and the README.
 
-use clap::{Command, CommandFactory};
+use clap::{Command, CommandFactory, Parser};
 
-use super::Cli;
+use super::{Cli, told};
 
 /// The command line with all that parsing would add, as wide as it is on most terminals.
 fn command() -> Command {
@@ -63,4 +63,25 @@ fn the_readme_names_every_verb() {
         });
         assert!(is_named, "`{words}` is in no row of the README's table");
     }
+}
+
+#[test]
+fn a_wrong_word_is_answered_with_the_right_ones() {
+    for (words, mend) in [
+        (["log", "--since", "nonsense"], "15m, 2h, 7d"),
+        (["log", "--action", "fly"], "read, select"),
+        (["log", "--session", "xyz"], "16 hex digits"),
+        (["log", "--decision", "maybe"], "allow, deny"),
+        (["logs", "--agent", "claude"], "'log'"),
+    ] {
+        let said = Cli::try_parse_from(["weir"].iter().chain(&words)).unwrap_err().to_string();
+        assert!(said.contains(mend), "{said}");
+    }
+}
+
+#[test]
+fn an_error_tells_each_cause_once() {
+    let cause = || anyhow::anyhow!("no such file");
+    assert_eq!(told(&cause().context("cannot read x")), "cannot read x: no such file");
+    assert_eq!(told(&cause().context("cannot read x: no such file")), "cannot read x: no such file");
 }

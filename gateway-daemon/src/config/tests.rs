@@ -71,6 +71,19 @@ fn weirs_cgroup_lies_below_the_scope() {
     assert!(faults(&text).contains("must lie below the scope"));
 }
 
+#[test]
+fn a_value_of_another_type_is_told_in_the_words_of_the_file() {
+    for (wrong, mend) in [
+        (format!("[daemon]\nlistener_port = \"943\"\n{GOOD}"), "a whole number without quotes"),
+        (GOOD.replace("[[agent]]", "[agent]"), "two brackets as in `[[agent]]`"),
+        (GOOD.replace("[\"RS256\"]", "\"RS256\""), "a list"),
+        (GOOD.replace("\"weir_orders\"", "7"), "a text in quotes"),
+    ] {
+        let faults = faults(&wrong);
+        assert!(faults.starts_with("weir.toml:") && faults.contains(mend), "{faults}");
+    }
+}
+
 /// The names that the parser takes where it met an unknown one.
 fn known(message: &str) -> BTreeSet<String> {
     let (_, expected) = message.split_once("expected ").unwrap();

@@ -205,7 +205,8 @@ async fn warn_of_credentials(config: &Config) {
         match reference {
             SecretRef::File(_) | SecretRef::Env(_) | SecretRef::Credential(_) => {
                 if let Err(error) = reference.resolve().await {
-                    tracing::warn!(connection = %connection.name, %error, "the connection's password cannot be had");
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(connection = %connection.name, error, "the connection's password cannot be had");
                 }
             }
             SecretRef::Command(_) => {}

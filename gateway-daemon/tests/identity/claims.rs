@@ -126,7 +126,7 @@ fn times_are_numbers_in_bounds_and_hold() {
             (
                 "longer than a day",
                 with_claim("exp", json!(NOW + 86_401)),
-                "the token is valid for longer than 86400 seconds from now (`max_lifetime` of this issuer)",
+                "the token is valid for longer than 86400 seconds from now; ask the provider for a shorter one",
             ),
             (
                 "nbf to come",

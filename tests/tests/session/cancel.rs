@@ -6,17 +6,15 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, ensure};
 use end_to_end::{Agent, Database, Weir};
 
-use crate::player::{EVERYTHING, Style, play, words};
+use crate::player::{Style, everything, play, words};
 
 const SCENARIOS: &str = include_str!("cancel.py");
 const CANCELLED: &str = "E 57014 canceling statement due to user request";
 
 fn weir(database: &Database) -> Result<Weir> {
     Weir::start(|setup| {
-        setup.policy("everything.cedar", EVERYTHING)?;
-        setup.agent("claude", &["all"])?;
-        setup.agent("codex", &["all"])?;
-        setup.connection("orders", database)
+        everything(setup, database)?;
+        setup.agent("codex", &["all"])
     })
 }
 

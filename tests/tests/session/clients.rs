@@ -1,21 +1,13 @@
 //! Real clients: psql and Python's, under TLS and without.
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::{Database, Weir, servers};
+use end_to_end::{Database, servers};
 
-use crate::player::{EVERYTHING, Style, play};
+use crate::player::{Style, play, weir};
 use crate::record::events;
 
 const PROGRAM: &str = include_str!("clients.py");
 const TLS: &str = include_str!("tls.py");
-
-fn weir(database: &Database) -> Result<Weir> {
-    Weir::start(|setup| {
-        setup.policy("everything.cedar", EVERYTHING)?;
-        setup.agent("claude", &["all"])?;
-        setup.connection("orders", database)
-    })
-}
 
 #[test]
 fn python_programs_work_as_without_weir() -> Result<()> {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use end_to_end::{Agent, Database, Program, Setup, UnixUser, Weir, servers, sign, wait_until};
 use serde_json::{Value, json};
 
-use crate::player::{EVERYTHING, Style, words};
+use crate::player::{Style, everything, words};
 
 const SCENARIOS: &str = include_str!("identity.py");
 /// Until what must end at once has ended.
@@ -18,14 +18,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn weir(database: &Database, starter: Option<&UnixUser>) -> Result<Weir> {
     Weir::start(|setup| {
-        setup.policy("everything.cedar", EVERYTHING)?;
-        setup.agent("claude", &["all"])?;
+        everything(setup, database)?;
         if let Some(starter) = starter {
             first(setup, "agent")?.insert("starters".into(), vec![starter.name.clone()].into());
         }
         // A token counts to the second here.
         first(setup, "issuer")?.insert("leeway".into(), "0s".into());
-        setup.connection("orders", database)
+        Ok(())
     })
 }
 

@@ -1,7 +1,7 @@
 //! Plays scenarios with a client of bare messages: as an agent, and straight to the server.
 
 use anyhow::{Context, Result};
-use end_to_end::{Agent, Database, Program, servers};
+use end_to_end::{Agent, Database, Program, Setup, Weir, servers};
 
 const CLIENT: &str = include_str!("client.py");
 
@@ -15,11 +15,23 @@ pub(crate) enum Style {
 }
 
 /// Permits everything to the group `corp/all`: what it does must be as if Weir were not there.
-pub(crate) const EVERYTHING: &str = r#"
+const EVERYTHING: &str = r#"
     @id("everything")
     @description("For comparisons: all that a session can do.")
     permit (principal in Group::"corp/all", action, resource);
 "#;
+
+/// Declares the agent `claude`, who may do everything, and `database` as the connection `orders`.
+pub(crate) fn everything(setup: &mut Setup, database: &Database) -> Result<()> {
+    setup.policy("everything.cedar", EVERYTHING)?;
+    setup.agent("claude", &["all"])?;
+    setup.connection("orders", database)
+}
+
+/// A Weir with no more than that.
+pub(crate) fn weir(database: &Database) -> Result<Weir> {
+    Weir::start(|setup| everything(setup, database))
+}
 
 /// The client's words: the program, the scenario and where to connect.
 pub(crate) fn words(scenarios: &str, scenario: &str, database: &Database, style: Style) -> Result<Vec<String>> {

@@ -1,21 +1,13 @@
 //! What is allowed comes out as if Weir were not there.
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::{Database, Weir};
+use end_to_end::Database;
 
-use crate::player::{EVERYTHING, Style, play, play_direct, words};
+use crate::player::{Style, play, play_direct, weir, words};
 
 const SCENARIOS: &str = include_str!("same.py");
 /// How much more memory the daemon may take for an answer of any length.
 const MEMORY: u64 = 24 << 20;
-
-fn weir(database: &Database) -> Result<Weir> {
-    Weir::start(|setup| {
-        setup.policy("everything.cedar", EVERYTHING)?;
-        setup.agent("claude", &["all"])?;
-        setup.connection("orders", database)
-    })
-}
 
 /// Plays each scenario straight, through Weir, and through Weir with messages in pieces.
 fn the_same(scenarios: &[&str]) -> Result<()> {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use end_to_end::{Database, Weir};
 
-use crate::player::{EVERYTHING, Style, play};
+use crate::player::{Style, play, weir};
 use crate::record::events;
 
 const SCENARIOS: &str = include_str!("show.py");
@@ -16,14 +16,6 @@ with psycopg.connect(sys.argv[1], autocommit=True) as c, c.cursor(binary=True) a
     for n in range(1, 21):
         assert cursor.execute(sql, (n,)).fetchone()[0] == n
 "#;
-
-fn weir(database: &Database) -> Result<Weir> {
-    Weir::start(|setup| {
-        setup.policy("everything.cedar", EVERYTHING)?;
-        setup.agent("claude", &["all"])?;
-        setup.connection("orders", database)
-    })
-}
 
 /// The page of the only session, each line with single spaces.
 fn page(weir: &Weir) -> Result<Vec<String>> {

@@ -167,7 +167,7 @@ pub enum TokenError {
         ago_seconds: u64,
     },
     /// `exp` is too far away.
-    #[error("the token is valid for longer than {limit_seconds} seconds from now (`max_lifetime` of this issuer)")]
+    #[error("the token is valid for longer than {limit_seconds} seconds from now; ask the provider for a shorter one")]
     LifetimeTooLong {
         /// The limit.
         limit_seconds: u64,

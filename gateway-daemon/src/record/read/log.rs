@@ -16,8 +16,9 @@ use super::{
         index, unfold,
         window::{BALES, BLOCKS, INDEX, SESSIONS, SessionRow, at, damaged, guarded, read_head, time_of},
     },
-    LogFilter, Reader,
+    LogFilter, Pages, Reader,
     filter::Verdict,
+    next_of,
 };
 
 /// Blocks read in one transaction.
@@ -379,24 +380,27 @@ impl Log {
     }
 }
 
+impl Pages for Log {
+    type Item = Row;
+
+    fn next_page(&mut self) -> Result<Option<Vec<Row>>, StoreError> {
+        self.page()
+    }
+
+    fn ready(&mut self) -> &mut VecDeque<Row> {
+        &mut self.ready
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+    }
+}
+
 impl Iterator for Log {
     type Item = Result<Row, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(row) = self.ready.pop_front() {
-                return Some(Ok(row));
-            }
-            match self.page() {
-                Ok(Some(page)) => self.ready.extend(page),
-                Ok(None) => return None,
-                Err(error) => {
-                    // As an iterator it ends here; told once.
-                    self.over = true;
-                    return Some(Err(error));
-                }
-            }
-        }
+        next_of(self)
     }
 }
 

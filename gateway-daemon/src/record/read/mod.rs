@@ -8,6 +8,7 @@ mod log;
 mod sessions;
 
 use std::{
+    collections::VecDeque,
     fmt,
     fs::{self, File, OpenOptions},
     io,
@@ -183,6 +184,33 @@ impl Recorder {
     pub fn reader(&self) -> Option<Reader> {
         let (settings, shared) = self.shared()?;
         Some(Reader::new(Source::Daemon { dir: settings.dir.clone(), shared: shared.clone() }))
+    }
+}
+
+/// What is read page by page, and given one by one.
+trait Pages {
+    type Item;
+
+    fn next_page(&mut self) -> Result<Option<Vec<Self::Item>>, StoreError>;
+    fn ready(&mut self) -> &mut VecDeque<Self::Item>;
+    /// Nothing comes any more.
+    fn end(&mut self);
+}
+
+/// The next one; an error is told once, and nothing comes behind it.
+fn next_of<P: Pages>(pages: &mut P) -> Option<Result<P::Item, StoreError>> {
+    loop {
+        if let Some(item) = pages.ready().pop_front() {
+            return Some(Ok(item));
+        }
+        match pages.next_page() {
+            Ok(Some(page)) => pages.ready().extend(page),
+            Ok(None) => return None,
+            Err(error) => {
+                pages.end();
+                return Some(Err(error));
+            }
+        }
     }
 }
 

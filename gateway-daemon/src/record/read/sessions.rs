@@ -12,7 +12,7 @@ use super::{
         Event, SessionEnd, SessionId, SessionStart, StoreError, Time,
         window::{SESSIONS, SessionRow, at, guarded},
     },
-    Reader, SessionFilter, SessionInfo,
+    Pages, Reader, SessionFilter, SessionInfo, next_of,
 };
 
 /// Rows read in one transaction.
@@ -127,22 +127,26 @@ impl Sessions {
     }
 }
 
+impl Pages for Sessions {
+    type Item = SessionSummary;
+
+    fn next_page(&mut self) -> Result<Option<Vec<SessionSummary>>, StoreError> {
+        self.page()
+    }
+
+    fn ready(&mut self) -> &mut VecDeque<SessionSummary> {
+        &mut self.ready
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+    }
+}
+
 impl Iterator for Sessions {
     type Item = Result<SessionSummary, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(summary) = self.ready.pop_front() {
-                return Some(Ok(summary));
-            }
-            match self.page() {
-                Ok(Some(page)) => self.ready.extend(page),
-                Ok(None) => return None,
-                Err(error) => {
-                    self.over = true;
-                    return Some(Err(error));
-                }
-            }
-        }
+        next_of(self)
     }
 }

@@ -4,6 +4,7 @@ mod administration;
 mod ddl;
 mod dml;
 mod expr;
+mod from;
 mod functions;
 mod names;
 mod nodes;

@@ -2,9 +2,12 @@
 
 use std::ffi::CStr;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
-use super::error::Failure;
+use super::{
+    super::frame::{self, FrameError, HEADER, Header, MessageLimit},
+    error::Failure,
+};
 
 /// One message of the server.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,75 +25,68 @@ impl Frame {
     }
 }
 
-/// Type and length.
-const HEADER: usize = 5;
-
 /// Takes the first message off `buf`; `None` asks for more. `limit` bounds the length that a message claims.
 pub(super) fn take_frame(buf: &mut BytesMut, limit: usize) -> Result<Option<Frame>, Failure> {
-    let Some((&[tag, length @ ..], _)) = buf.split_first_chunk::<HEADER>() else { return Ok(None) };
-    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    // Judged before the body is waited for: a length is only the peer's claim.
-    if !(4..=limit).contains(&length) {
-        return Err(Failure::MessageLength { tag: char::from(tag), length, limit });
+    let header = Header::decode(buf, MessageLimit { bytes: limit, name: "" }).map_err(|error| match error {
+        FrameError::Short { tag, claimed } | FrameError::Long { tag, claimed, .. } => Failure::MessageLength {
+            tag: char::from(tag),
+            length: usize::try_from(claimed).unwrap_or(usize::MAX),
+            limit,
+        },
+    })?;
+    match header {
+        Some(header) if buf.len() >= header.frame() => {
+            Ok(Some(Frame { tag: header.tag, raw: buf.split_to(header.frame()).freeze() }))
+        }
+        Some(_) | None => Ok(None),
     }
-    let whole = length.saturating_add(1); // the length leaves out the type
-    if buf.len() < whole {
-        return Ok(None);
-    }
-    let raw = buf.split_to(whole).freeze();
-    Ok(Some(Frame { tag, raw }))
 }
 
-/// The fields of a message's body, taken from its front.
+/// The fields of a message's body, taken from its front; whatever is wrong with one is the message's fault.
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
-    rest: &'a [u8],
+    fields: frame::Fields<'a>,
     tag: u8,
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn of(frame: &'a Frame) -> Self {
-        Self { rest: frame.body(), tag: frame.tag }
+        Self { fields: frame::Fields::new(frame.body()), tag: frame.tag }
     }
 
     pub(super) fn i32(&mut self) -> Result<i32, Failure> {
-        let value = self.rest.try_get_i32();
-        value.map_err(|_| self.malformed())
+        self.fields.int32().map_err(|_| self.malformed())
     }
 
     pub(super) fn u16(&mut self) -> Result<u16, Failure> {
-        let value = self.rest.try_get_u16();
-        value.map_err(|_| self.malformed())
+        self.fields.int16().map(i16::cast_unsigned).map_err(|_| self.malformed())
     }
 
     pub(super) fn byte(&mut self) -> Result<u8, Failure> {
-        let value = self.rest.try_get_u8();
-        value.map_err(|_| self.malformed())
+        self.fields.byte().map_err(|_| self.malformed())
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
-        let chunk = self.slice(N)?;
-        chunk.try_into().map_err(|_| self.malformed())
+        self.slice(N)?.try_into().map_err(|_| self.malformed())
     }
 
     pub(super) fn slice(&mut self, length: usize) -> Result<&'a [u8], Failure> {
-        let taken = self.rest.split_off(..length);
-        taken.ok_or_else(|| self.malformed())
+        self.fields.bytes(length).map_err(|_| self.malformed())
     }
 
     /// A string up to its NUL. Servers may send other encodings before the client's is settled.
     pub(super) fn text(&mut self) -> Result<String, Failure> {
-        let text = CStr::from_bytes_until_nul(self.rest).map_err(|_| self.malformed())?;
-        self.rest.advance(text.count_bytes().saturating_add(1));
+        let text = CStr::from_bytes_until_nul(self.fields.rest()).map_err(|_| self.malformed())?;
+        self.slice(text.count_bytes().saturating_add(1))?;
         Ok(text.to_string_lossy().into_owned())
     }
 
     pub(super) fn rest(self) -> &'a [u8] {
-        self.rest
+        self.fields.rest()
     }
 
     pub(super) fn end(self) -> Result<(), Failure> {
-        if self.rest.is_empty() { Ok(()) } else { Err(self.malformed()) }
+        self.fields.end().map_err(|_| self.malformed())
     }
 
     pub(super) fn malformed(&self) -> Failure {
