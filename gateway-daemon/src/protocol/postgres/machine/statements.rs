@@ -19,7 +19,7 @@ use crate::{
         frontend::{self, Bind, Message, Target},
     },
     record::RequestKind,
-    sql::{Discard, Reading, StatementKind, StatementReading},
+    sql::{Discard, Reading, StatementKind, StatementReading, place_of},
 };
 
 /// A text that the server's scanner refuses at its first character, in any state of the transaction: what is sent in
@@ -113,7 +113,7 @@ impl<J: Judge> Machine<J> {
         };
         let ask = self.ask_for(RequestKind::Simple, sql, &reading, &judged.judgement);
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, Some(sql)) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.refuse_query(asked, answer);
@@ -181,7 +181,7 @@ impl<J: Judge> Machine<J> {
         let mut ask = self.ask_for(RequestKind::Prepare, sql, &reading, &judged.judgement);
         ask.types.clone_from(&types);
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, Some(sql)) {
             Ok(clearance) => clearance,
             Err(answer) => return Ok(Turn::Refuse(answer, asked)),
         };
@@ -222,7 +222,7 @@ impl<J: Judge> Machine<J> {
         ask.formats = bind.formats().collect();
         ask.types.clone_from(&prepared.types);
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, None) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);
@@ -263,7 +263,7 @@ impl<J: Judge> Machine<J> {
             let ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judged.judgement);
             self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?
         };
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, None) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);
@@ -288,10 +288,13 @@ impl<J: Judge> Machine<J> {
         Ok(None)
     }
 
-    /// The clearance, or what the agent is told instead.
-    fn clear(&self, judged: &Judged) -> Result<Clearance, ErrorAnswer> {
+    /// The clearance, or what the agent is told instead: with the place, where the message itself brought the text.
+    fn clear(&self, judged: &Judged, text: Option<&str>) -> Result<Clearance, ErrorAnswer> {
         match (judged.judgement.decision.clear(), &judged.impossible) {
-            (Err(refusal), _) => Err(self.refusal(&refusal)),
+            (Err(refusal), _) => {
+                let place = text.zip(refusal.object.as_ref()).and_then(|(text, object)| place_of(text, object));
+                Err(self.refusal(&refusal).at(place))
+            }
             (Ok(_), Some(answer)) => Err(answer.clone()),
             (Ok(clearance), None) => Ok(clearance),
         }
@@ -519,7 +522,7 @@ impl<J: Judge> Machine<J> {
             }
         };
         let decision = Decision {
-            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone() },
+            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone(), object: None },
             policies: Vec::new(),
             set: PolicySetId([0; 32]),
             durable_first: true,
@@ -552,6 +555,7 @@ impl<J: Judge> Machine<J> {
             message: format!("Weir refused this statement: {}", refusal.what),
             detail,
             hint: self.judge.hint().to_owned(),
+            position: None,
         }
     }
 }
