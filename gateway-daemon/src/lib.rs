@@ -30,3 +30,7 @@ pub mod secret;
 pub mod daemon;
 
 pub mod show;
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -78,7 +78,7 @@ fn told(decision: &Decision) -> String {
     let policies = decision.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match &decision.verdict {
         Verdict::Allow => format!("allow by {policies}"),
-        Verdict::Deny { what, reason } => format!("deny {what}: {reason} [{policies}]"),
+        Verdict::Deny { what, reason, .. } => format!("deny {what}: {reason} [{policies}]"),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use crate::sql::Object;
+
 /// The `@id` of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId(pub Arc<str>);
@@ -21,6 +23,8 @@ pub enum Verdict {
         what: String,
         /// Why: the description of the policy that forbids, or that none permits.
         reason: String,
+        /// The object of that access, by which its place in the text is found.
+        object: Option<Object>,
     },
 }
 
@@ -63,6 +67,8 @@ pub struct Refusal {
     pub reason: String,
     /// The policies that forbid; empty where none permits.
     pub policies: Vec<PolicyId>,
+    /// The object that was refused.
+    pub object: Option<Object>,
 }
 
 impl Decision {
@@ -74,9 +80,12 @@ impl Decision {
         match &self.verdict {
             Verdict::Allow if self.durable_first => Ok(Clearance::Effect(EffectClearance(()))),
             Verdict::Allow => Ok(Clearance::Read(ReadClearance(()))),
-            Verdict::Deny { what, reason } => {
-                Err(Refusal { what: what.clone(), reason: reason.clone(), policies: self.policies.clone() })
-            }
+            Verdict::Deny { what, reason, object } => Err(Refusal {
+                what: what.clone(),
+                reason: reason.clone(),
+                policies: self.policies.clone(),
+                object: object.clone(),
+            }),
         }
     }
 }

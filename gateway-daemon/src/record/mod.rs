@@ -17,6 +17,8 @@ mod event;
 mod exact;
 #[cfg(test)]
 mod faults;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod pack;
 mod queue;

@@ -11,6 +11,7 @@ mod lex;
 mod lists;
 mod names;
 mod parse;
+mod place;
 mod reading;
 mod redact;
 mod walk;
@@ -24,6 +25,7 @@ pub use names::{
     SessionNames, TooManyNames,
 };
 pub use parse::{MAX_NESTING, MAX_TEXT_BYTES, MAX_TOKENS, PARSE_STACK_BYTES, ReadError};
+pub use place::{place_of, place_of_syntax_error};
 pub use reading::{Discard, FunctionUse, Reading, StatementKind, StatementReading, TransactionControl};
 pub use redact::for_record;
 pub use walk::read;

@@ -57,7 +57,15 @@ with psycopg.connect(address, autocommit=True) as c:
     c.execute("LISTEN news")
     with psycopg.connect(address, autocommit=True) as other:
         other.execute("NOTIFY news, 'hello'")
-    is_equal(next(c.notifies()).payload, "hello")
+    heard = next(c.notifies())
+    is_equal(heard.payload, "hello")
+    is_equal(heard.pid == c.info.backend_pid, False)
+    # A client that passes over what it said itself knows it by this number.
+    heard = []
+    c.add_notify_handler(heard.append)
+    c.execute("NOTIFY news, 'to myself'")
+    c.execute("SELECT 1")
+    is_equal([(one.payload, one.pid) for one in heard], [("to myself", c.info.backend_pid)])
 
 c = psycopg2.connect(address)
 with c, c.cursor() as cursor:

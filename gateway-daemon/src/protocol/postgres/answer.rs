@@ -26,6 +26,8 @@ pub struct ErrorAnswer {
     pub detail: String,
     /// What to do; left out when empty.
     pub hint: String,
+    /// Where in the text that the agent just sent, in characters from 1.
+    pub position: Option<usize>,
 }
 
 /// insufficient_privilege: what a refused statement gets.
@@ -58,7 +60,15 @@ impl ErrorAnswer {
             message: message.into(),
             detail: String::new(),
             hint: String::new(),
+            position: None,
         }
+    }
+
+    /// The same with a place.
+    #[must_use]
+    pub const fn at(mut self, position: Option<usize>) -> Self {
+        self.position = position;
+        self
     }
 
     /// The same with a hint.
@@ -81,6 +91,7 @@ impl ErrorAnswer {
             Severity::Error => "ERROR",
             Severity::Fatal => "FATAL",
         };
+        let position = self.position.map(|position| position.to_string()).unwrap_or_default();
         message(out, b'E', |out| {
             for (field, text) in [
                 (b'S', severity),
@@ -89,6 +100,7 @@ impl ErrorAnswer {
                 (b'M', &*self.message),
                 (b'D', &*self.detail),
                 (b'H', &*self.hint),
+                (b'P', &*position),
             ] {
                 if !text.is_empty() {
                     out.put_u8(field);
@@ -187,5 +199,7 @@ mod tests {
         let bytes = answer.to_bytes();
         assert_eq!(&bytes[..], b"E\0\0\0\x25SFATAL\0VFATAL\0C42501\0Mnope\0Hask\0\0");
         assert_eq!(usize::from(bytes[4]), bytes.len() - 1);
+        let bytes = answer.at(Some(12)).to_bytes();
+        assert!(bytes.ends_with(b"Hask\0P12\0\0"), "{bytes:?}");
     }
 }

@@ -194,6 +194,12 @@ fn value<'a>(fields: &mut Fields<'a>) -> Result<Option<&'a [u8]>, FieldError> {
 }
 
 impl<'a> Message<'a> {
+    /// Bytes of the longest name in it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn longest_name(&self) -> usize {
+        self.names().into_iter().map(str::len).max().unwrap_or_default()
+    }
+
     /// The names of prepared statements and portals in it; empty where it has fewer than two.
     const fn names(&self) -> [&'a str; 2] {
         match self {

@@ -130,8 +130,9 @@ impl SessionJudge {
         };
         let detail = "Weir could not read the statement, so it was not forwarded.".to_owned();
         let severity = Severity::Error;
+        let position = sql::place_of_syntax_error(sql, error);
         Unread::Never {
-            answer: Box::new(ErrorAnswer { severity, sqlstate, message, detail, hint: String::new() }),
+            answer: Box::new(ErrorAnswer { severity, sqlstate, message, detail, hint: String::new(), position }),
             kept: sql::for_record(sql, Err(error), &|secret| self.digest(secret)).into_owned(),
         }
     }
@@ -168,6 +169,7 @@ impl SessionJudge {
             decision.verdict = Verdict::Deny {
                 what: format!("`role` on {}", self.role),
                 reason: "the role that Weir itself uses can be changed by no policy".to_owned(),
+                object: None,
             };
             decision.policies.clear();
         }
@@ -211,7 +213,11 @@ impl Judge for SessionJudge {
         let Some(identity) = self.identity() else {
             // `standing` was asked before; between the two the identity ended.
             let decision = Decision {
-                verdict: Verdict::Deny { what: "any statement".into(), reason: self.run.standing_now().to_string() },
+                verdict: Verdict::Deny {
+                    what: "any statement".into(),
+                    reason: self.run.standing_now().to_string(),
+                    object: None,
+                },
                 policies: Vec::new(),
                 set: set.id(),
                 durable_first: true,

@@ -33,6 +33,7 @@ use super::{
     reading::{FunctionUse, Reading, Reuse, StatementKind, StatementReading},
     redact::literals,
 };
+pub(super) use names::text;
 use scope::Scope;
 
 /// Reasons that one statement keeps.

@@ -163,7 +163,7 @@ pub(super) fn qualified(names: &[Node]) -> Option<(&str, &str)> {
 }
 
 /// The text of a String node.
-pub(super) fn text(node: &Node) -> Option<&str> {
+pub(in crate::sql) fn text(node: &Node) -> Option<&str> {
     match &node.node {
         Some(NodeEnum::String(string)) => Some(&string.sval),
         _ => None,

@@ -1,5 +1,5 @@
 //! The server's messages: each is tied to what it answers, put on the record and passed on byte for byte; only the error
-//! of a stand-in is replaced.
+//! of a stand-in is replaced, and in a notification of the session's own its process number.
 
 use super::{
     AgentPhase, Fault, Judge, Machine, Stop, Taken, WHOLE_MESSAGE_BYTES,
@@ -137,7 +137,7 @@ impl<J: Judge> Machine<J> {
                 None => self.unasked(frame),
                 asked => Ok(self.pass(asked, frame, 0)?),
             },
-            b'A' => self.unasked(frame),
+            b'A' => self.notification(frame),
             b'S' => {
                 backend::parameter_status(body)?;
                 let asked = self.expect.front().and_then(Expect::asked);
@@ -145,6 +145,18 @@ impl<J: Judge> Machine<J> {
             }
             _ => Err(BackendError::Unexpected { tag }.into()),
         }
+    }
+
+    /// NotificationResponse: names the process that notified. An agent knows its own by the number that it was told, and may
+    /// pass over what it said itself; other processes keep theirs.
+    fn notification(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        let mut frame = frame.to_vec();
+        if let (Some((server, agent)), Some(process)) = (self.processes, frame.get_mut(HEADER..HEADER + 4))
+            && *process == server
+        {
+            process.copy_from_slice(&agent);
+        }
+        self.unasked(&frame)
     }
 
     /// What the server says unasked, and may carry data: a notification, a notice between statements.

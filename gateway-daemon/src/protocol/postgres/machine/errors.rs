@@ -11,12 +11,14 @@ pub(super) fn not_plain() -> ErrorAnswer {
         detail: "EXECUTE and FETCH are followed to SELECT, INSERT, UPDATE, DELETE, MERGE and their kin alone."
             .to_owned(),
         hint: "send the statement itself".to_owned(),
+        position: None,
     }
 }
 
 /// A limit that the session has reached.
 pub(super) fn over(message: String) -> ErrorAnswer {
-    ErrorAnswer { severity: Severity::Error, sqlstate: LIMIT, message, detail: String::new(), hint: String::new() }
+    let (detail, hint) = (String::new(), String::new());
+    ErrorAnswer { severity: Severity::Error, sqlstate: LIMIT, message, detail, hint, position: None }
 }
 
 /// What the server itself says of a prepared statement that does not exist.
@@ -26,14 +28,14 @@ pub(super) fn no_statement(name: &str) -> ErrorAnswer {
         name => format!("prepared statement \"{name}\" does not exist"),
     };
     let (detail, hint) = (String::new(), String::new());
-    ErrorAnswer { severity: Severity::Error, sqlstate: "26000", message, detail, hint }
+    ErrorAnswer { severity: Severity::Error, sqlstate: "26000", message, detail, hint, position: None }
 }
 
 /// What the server itself says of a portal that does not exist.
 pub(super) fn no_portal(name: &str) -> ErrorAnswer {
     let (detail, hint) = (String::new(), String::new());
     let message = format!("portal \"{name}\" does not exist");
-    ErrorAnswer { severity: Severity::Error, sqlstate: "34000", message, detail, hint }
+    ErrorAnswer { severity: Severity::Error, sqlstate: "34000", message, detail, hint, position: None }
 }
 
 /// The same of a cursor: one and the same thing, under the name that SQL has for it.

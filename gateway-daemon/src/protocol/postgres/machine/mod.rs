@@ -207,6 +207,8 @@ pub struct Machine<J> {
     hurried: bool,
     /// A name that no prepared statement has: describing it is the stand-in of a refused message.
     no_such_name: String,
+    /// The process number that the server gave the session, and the one that the agent was told, as they stand in messages.
+    processes: Option<([u8; 4], [u8; 4])>,
 }
 
 /// What is left of a CopyData message's body. Where it goes was decided with its header: the server reads header and body
@@ -252,7 +254,15 @@ impl<J: Judge> Machine<J> {
             server_body: 0,
             hurried: false,
             no_such_name: format!("weir refused this {nonce}"),
+            processes: None,
         }
+    }
+
+    /// The same, with the process number that the server gave the session and the one that the agent was told.
+    #[must_use]
+    pub const fn known_as(mut self, server: u32, agent: u32) -> Self {
+        self.processes = Some((server.to_be_bytes(), agent.to_be_bytes()));
+        self
     }
 
     /// What goes to the server.

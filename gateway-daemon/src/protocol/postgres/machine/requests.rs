@@ -75,7 +75,7 @@ impl Requests {
         let allowed = matches!(decision.verdict, crate::policy::Verdict::Allow);
         let reason = match &decision.verdict {
             crate::policy::Verdict::Allow => String::new(),
-            crate::policy::Verdict::Deny { what, reason } => format!("{what}: {reason}"),
+            crate::policy::Verdict::Deny { what, reason, .. } => format!("{what}: {reason}"),
         };
         let event = log.append(&Event::Request(Request {
             session: log.id(),

@@ -96,7 +96,7 @@ impl<J: Judge> Machine<J> {
         };
         let ask = self.ask_for(RequestKind::Simple, sql, &reading, &judged.judgement);
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, Some(sql)) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.refuse_query(asked, answer);
@@ -164,7 +164,7 @@ impl<J: Judge> Machine<J> {
         let mut ask = self.ask_for(RequestKind::Prepare, sql, &reading, &judged.judgement);
         ask.types.clone_from(&types);
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, Some(sql)) {
             Ok(clearance) => clearance,
             Err(answer) => return Ok(Turn::Refuse(answer, asked)),
         };
@@ -206,7 +206,7 @@ impl<J: Judge> Machine<J> {
         ask.types.clone_from(&prepared.types);
         ask.runs = Some(Runs { request: prepared.asked.number, results: Some(bind.results().collect()) });
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, None) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);
@@ -248,7 +248,7 @@ impl<J: Judge> Machine<J> {
             ask.runs = Some(Runs { request: portal.asked.number, results: None });
             self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?
         };
-        let clearance = match self.clear(&judged) {
+        let clearance = match self.clear(&judged, None) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);

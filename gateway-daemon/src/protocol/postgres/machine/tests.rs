@@ -33,7 +33,7 @@ impl Judge for TestJudge {
         }
         let refused = accesses.iter().any(|access| access.contains(self.forbidden));
         let verdict = if refused {
-            Verdict::Deny { what: self.forbidden.to_owned(), reason: "a test says so".to_owned() }
+            Verdict::Deny { what: self.forbidden.to_owned(), reason: "a test says so".to_owned(), object: None }
         } else {
             Verdict::Allow
         };
@@ -419,6 +419,18 @@ fn nothing_of_an_answer_leaves_before_its_request_is_on_the_record() {
     let outcome = machine.log.appended();
     machine.release(&Receipt::for_test(outcome));
     assert_eq!(tags(machine.to_agent().ready()), "DC");
+}
+
+#[test]
+fn a_notification_of_its_own_names_the_process_that_the_agent_was_told() {
+    let mut machine = machine().known_as(4711, 7);
+    let notification = |process: u32| message(b'A', &[&process.to_be_bytes()[..], b"news\0hello\0"].concat());
+    for (server, agent) in [(4711, 7), (7, 7), (4712, 4712)] {
+        machine.server_says(&notification(server));
+        assert_eq!(machine.left(Side::Agent), notification(agent));
+    }
+    machine.server_says(&message(b'A', b"\0\0"));
+    assert_eq!(machine.left(Side::Agent), message(b'A', b"\0\0"), "what is cut off is passed on as it is");
 }
 
 proptest::proptest! {

@@ -14,7 +14,7 @@ use crate::{
     policy::{Clearance, Decision, PolicySetId, Refusal, Verdict},
     protocol::postgres::answer::{ErrorAnswer, REFUSED, Severity},
     record::RequestKind,
-    sql::{Discard, Reading, StatementKind, StatementReading},
+    sql::{Discard, Reading, StatementKind, StatementReading, place_of},
 };
 
 /// A text, judged together with what it executes or fetches from by name.
@@ -159,7 +159,7 @@ impl<J: Judge> Machine<J> {
             }
         };
         let decision = Decision {
-            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone() },
+            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone(), object: None },
             policies: Vec::new(),
             set: PolicySetId([0; 32]),
             durable_first: true,
@@ -195,13 +195,17 @@ impl<J: Judge> Machine<J> {
             message: format!("Weir refused this statement: {}", refusal.what),
             detail,
             hint: self.judge.hint().to_owned(),
+            position: None,
         }
     }
 
-    /// The clearance, or what the agent is told instead.
-    pub(super) fn clear(&self, judged: &Judged) -> Result<Clearance, ErrorAnswer> {
+    /// The clearance, or what the agent is told instead: with the place, where the message itself brought the text.
+    pub(super) fn clear(&self, judged: &Judged, text: Option<&str>) -> Result<Clearance, ErrorAnswer> {
         match (judged.judgement.decision.clear(), &judged.impossible) {
-            (Err(refusal), _) => Err(self.refusal(&refusal)),
+            (Err(refusal), _) => {
+                let place = text.zip(refusal.object.as_ref()).and_then(|(text, object)| place_of(text, object));
+                Err(self.refusal(&refusal).at(place))
+            }
             (Ok(_), Some(answer)) => Err(answer.clone()),
             (Ok(clearance), None) => Ok(clearance),
         }

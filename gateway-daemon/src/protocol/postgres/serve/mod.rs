@@ -257,6 +257,9 @@ async fn session(
     let (cancel_place, greeting) = greet(front, run, target, &startup, &upstream)?;
     let world = SessionWorld::new(run.clone(), place.end.clone(), catalog, target.clone(), database);
     let mut machine = Machine::new(judge, log, front.limits, &nonce()?);
+    if let Some(key) = &upstream.greeting.key {
+        machine = machine.known_as(key.process.cast_unsigned(), cancel_place.key().process);
+    }
     machine.to_agent().push(&greeting, 0);
     let Upstream { stream, leftover, address, greeting, .. } = upstream;
     let mut pump = Pump::new((agent, BytesMut::new()), (stream, leftover), machine, world, front.idle);

@@ -16,6 +16,8 @@ mod binding;
 mod connect;
 mod error;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod query;
 mod roots;
 pub mod startup;

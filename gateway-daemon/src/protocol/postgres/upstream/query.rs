@@ -65,7 +65,7 @@ fn query_message(sql: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// The answer to a simple query, without I/O.
-struct Answer {
+pub(super) struct Answer {
     limits: RowLimits,
     bytes: usize,
     rows: Vec<Vec<Option<String>>>,
@@ -73,12 +73,12 @@ struct Answer {
 }
 
 impl Answer {
-    const fn new(limits: RowLimits) -> Self {
+    pub(super) const fn new(limits: RowLimits) -> Self {
         Self { limits, bytes: 0, rows: Vec::new(), refused: None }
     }
 
     /// Takes whole messages off `buf`; true when ReadyForQuery was among them.
-    fn receive(&mut self, buf: &mut BytesMut) -> Result<bool, Failure> {
+    pub(super) fn receive(&mut self, buf: &mut BytesMut) -> Result<bool, Failure> {
         while let Some(frame) = take_frame(buf, self.limits.bytes)? {
             self.bytes = self.bytes.saturating_add(frame.raw.len());
             if self.bytes > self.limits.bytes {
@@ -103,7 +103,7 @@ impl Answer {
         Ok(false)
     }
 
-    fn finish(self) -> Result<Vec<Vec<Option<String>>>, Failure> {
+    pub(super) fn finish(self) -> Result<Vec<Vec<Option<String>>>, Failure> {
         match self.refused {
             None => Ok(self.rows),
             Some(refused) => Err(refused),

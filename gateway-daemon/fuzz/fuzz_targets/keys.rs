@@ -1,0 +1,5 @@
+//! See `gateway_daemon::fuzzing::keys`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_daemon::fuzzing::keys(data));

@@ -1,0 +1,124 @@
+//! Where in a text an error stands, in characters from 1, as ErrorResponse's field `P` has it.
+//!
+//! Looked for when there is something to tell, in the text that the agent sent: a reading may be another text's of the same
+//! shape, and says nothing of places. What is not found for sure has no place.
+
+use std::panic;
+
+use pg_query::{NodeRef, protobuf::ParseResult};
+
+use super::{
+    access::Object,
+    lex::Lexer,
+    names::cut,
+    parse::{ReadError, parse},
+};
+
+/// Longer texts are not read a second time for a place.
+const MAX_BYTES: usize = 16 << 10;
+/// Tokens that are tried as the one where the grammar gave up.
+const MAX_TRIES: usize = 16;
+
+/// Where a text names an object: a relation, or a function that it calls.
+pub fn place_of(text: &str, object: &Object) -> Option<usize> {
+    if text.len() > MAX_BYTES {
+        return None;
+    }
+    let stmts = parse(text).ok()?;
+    // Another's code over the agent's bytes, as in `parse`.
+    let location = panic::catch_unwind(|| {
+        let tree = ParseResult { version: 0, stmts };
+        let nodes = tree.stmts.iter().filter_map(|raw| raw.stmt.as_ref()?.node.as_ref()).flat_map(|node| node.nodes());
+        nodes.filter_map(|(node, ..)| location(node, object)).min()
+    });
+    characters(text, usize::try_from(location.ok()??).ok()?)
+}
+
+/// Where a node begins that names the object.
+fn location(node: NodeRef<'_>, object: &Object) -> Option<i32> {
+    match (node, object) {
+        (NodeRef::RangeVar(relation), Object::Relation { schema, name }) => {
+            let named = cut(&relation.relname) == *name;
+            let there = relation.schemaname.is_empty() || cut(&relation.schemaname) == *schema;
+            (named && there).then_some(relation.location)
+        }
+        (NodeRef::FuncCall(call), Object::Function { name, .. }) => {
+            let called = call.funcname.last().and_then(super::walk::text)?;
+            (cut(called) == *name).then_some(call.location)
+        }
+        _ => None,
+    }
+}
+
+/// Where the grammar gave up. The parser tells the token and not its place; but it gives up at the first token that fits
+/// nothing, so the text that ends with that token fails with it, and no shorter one does.
+pub fn place_of_syntax_error(text: &str, error: &ReadError) -> Option<usize> {
+    let ReadError::Syntax { message } = error else { return None };
+    if text.len() > MAX_BYTES {
+        return None;
+    }
+    if message.ends_with(" at end of input") {
+        return characters(text, text.len());
+    }
+    let (_, near) = message.split_once(" at or near \"")?;
+    let near = near.strip_suffix('"')?;
+    let starts = Lexer::new(text).map_while(Result::ok).map(|token| token.start);
+    let candidates = starts.filter(|&start| text.get(start..).is_some_and(|rest| rest.starts_with(near)));
+    let start = candidates.take(MAX_TRIES).find(|start| {
+        let upto = text.get(..start.saturating_add(near.len())).unwrap_or_default();
+        matches!(parse(upto), Err(ReadError::Syntax { message: again }) if again == *message)
+    })?;
+    characters(text, start)
+}
+
+/// The number of the character that begins at this byte.
+fn characters(text: &str, byte: usize) -> Option<usize> {
+    text.get(..byte)?.chars().count().checked_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The place, checked against a mark in the text.
+    fn marked(marked: &str) -> (String, Option<usize>) {
+        let place = marked.chars().position(|character| character == '▲').map(|at| at + 1);
+        (marked.replace('▲', ""), place)
+    }
+
+    #[test]
+    fn a_syntax_error_stands_where_postgresql_puts_it() {
+        for text in [
+            "SELECT 1 ▲FORM t",
+            "SELECT 'größe', \"日本\" ▲FORM t",
+            "SELECT FROM FROM t ▲FROM u",
+            "SELECT a FROM t WHERE (▲",
+            "▲SELEC 1",
+            "SELECT 1;\n-- é\nSELECT ▲) FROM t",
+            "INSERT INTO t VALUES (1)▲)",
+            "SELECT 1 + ▲* 2 * 3",
+        ] {
+            let (text, place) = marked(text);
+            let error = parse(&text).unwrap_err();
+            assert_eq!(place_of_syntax_error(&text, &error), place, "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_object_stands_where_the_text_names_it_first() {
+        let relation = |schema: &str, name: &str| Object::Relation { schema: schema.into(), name: name.into() };
+        let function = Object::Function { schema: "public".into(), name: "f".into() };
+        for (text, object) in [
+            ("SELECT secrets.a, 'é' FROM ▲secrets", relation("public", "secrets")),
+            ("SELECT 1 FROM b.secrets, ▲a.secrets", relation("a", "secrets")),
+            ("WITH x AS (SELECT '日本' FROM ▲\"Secrets\") SELECT * FROM x", relation("public", "Secrets")),
+            ("UPDATE ▲t SET a = 1", relation("public", "t")),
+            ("SELECT 1; DELETE FROM ▲t", relation("public", "t")),
+            ("SELECT 'ü', ▲f(1)", function),
+            ("SELECT 1 FROM other", relation("public", "t")),
+        ] {
+            let (text, place) = marked(text);
+            assert_eq!(place_of(&text, &object), place, "{text}");
+        }
+    }
+}
