@@ -203,18 +203,7 @@ fn token_file(agent: &config::Agent, request: &RunRequest, starter: u32) -> Resu
 /// The token to begin with: what a starter names they have opened themselves.
 async fn first_token(opened: Option<OwnedFd>, file: &TokenFile) -> Result<SecretString, Refused> {
     match (opened, file.named_by) {
-        (Some(opened), _) => {
-            // What would be refused when it is renewed is refused at once.
-            let (opened, file) = (File::from(opened), file.clone());
-            let opened = blocking(move || -> Result<OwnedFd, Refused> {
-                let metadata =
-                    opened.metadata().map_err(|error| Refused::new(format!("the token cannot be read: {error}")))?;
-                file.accepts(&metadata).map_err(|error| Refused::new(error.to_string()))?;
-                Ok(opened.into())
-            })
-            .await??;
-            read_token_of(opened).await.map_err(Refused::new)
-        }
+        (Some(opened), _) => read_token_of(opened).await.map_err(Refused::new),
         (None, NamedBy::Configuration) => {
             let file = file.clone();
             blocking(move || file.read()).await?.map_err(|error| Refused::new(error.to_string()))

@@ -7,7 +7,7 @@
 
 use std::{
     fmt,
-    fs::{File, Metadata},
+    fs::File,
     io::{self, Read as _},
     mem::{Discriminant, discriminant},
     os::{
@@ -150,22 +150,7 @@ impl TokenFile {
         let io = |source| TokenFileError::Io { path: path(), source };
         // Only looked at so far: opening a device is an act of its own (a watchdog starts, a tape rewinds).
         let found = look_at(&self.path).map_err(io)?;
-        self.accepts(&found.metadata().map_err(io)?)?;
-        let text = open(&found).and_then(read_bounded).map_err(io)?;
-        let text = std::str::from_utf8(&text).map_err(|_| TokenFileError::NotText { path: path() })?;
-        let token = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
-        if token.len() > MAX_TOKEN_LEN {
-            return Err(TokenFileError::TooLong { path: path(), limit: MAX_TOKEN_LEN });
-        }
-        Ok(token.into())
-    }
-
-    /// Whether a file is such that a token may lie in it.
-    ///
-    /// # Errors
-    /// When it is not a plain file of the right owner that nobody else can write.
-    pub fn accepts(&self, metadata: &Metadata) -> Result<(), TokenFileError> {
-        let path = || self.path.clone();
+        let metadata = found.metadata().map_err(io)?;
         if metadata.is_symlink() {
             return Err(TokenFileError::Link { path: path() });
         }
@@ -180,7 +165,13 @@ impl TokenFile {
         if mode & 0o022 != 0 {
             return Err(TokenFileError::Writable { path: path(), mode });
         }
-        Ok(())
+        let text = open(&found).and_then(read_bounded).map_err(io)?;
+        let text = std::str::from_utf8(&text).map_err(|_| TokenFileError::NotText { path: path() })?;
+        let token = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
+        if token.len() > MAX_TOKEN_LEN {
+            return Err(TokenFileError::TooLong { path: path(), limit: MAX_TOKEN_LEN });
+        }
+        Ok(token.into())
     }
 }
 
