@@ -5,14 +5,19 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 
-use super::{ask_rows, print_json};
+use super::{ask_rows, connect, print_json, refused};
 use crate::{
-    control::{RecordRequest, Request},
+    control::{Client, ClientStep, RecordRequest, Reply, Request},
     record::{DecisionFilter, LogFilter, Reader, Row, SessionFilter, SessionId, SessionSummary, Time},
     show::{LogTable, RowLimit, SessionPage, sessions as sessions_table},
     sql::Action,
@@ -20,6 +25,8 @@ use crate::{
 
 /// Characters of a statement that `weir log` shows on one line.
 const STATEMENT_CHARACTERS: usize = 400;
+/// Whoever follows sees a request without its outcome when that is so long in coming.
+const RUNS_LONG: Duration = Duration::from_secs(1);
 
 /// Whose part of the record.
 #[derive(Debug, Args)]
@@ -197,21 +204,61 @@ pub(super) fn log(config: &Path, args: LogArgs) -> Result<ExitCode> {
         Box::new(io::BufWriter::new(io::stdout()))
     };
     let mut lines = LogTable::new(out, STATEMENT_CHARACTERS);
+    let request = |filter| Request::Record(RecordRequest::Log { filter, follow });
+    if follow && store.is_some() {
+        bail!("a store read offline does not grow; leave out --follow");
+    }
+    if follow && !json {
+        follow_rows(config, &request(filter), &mut lines)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut each = |row: Row| -> Result<()> { if json { json_line(&row) } else { Ok(lines.row(&row)?) } };
     match store {
-        Some(_) if follow => bail!("a store read offline does not grow; leave out --follow"),
         Some(store) => {
             let mut log = Reader::offline(&store)?.log(filter);
             while let Some(rows) = log.page()? {
                 rows.into_iter().try_for_each(&mut each)?;
             }
         }
-        None => ask_rows(config, &Request::Record(RecordRequest::Log { filter, follow }), |row| each(typed(row)?))?,
+        None => ask_rows(config, &request(filter), |row| each(typed(row)?))?,
     }
     if !json {
         lines.finish()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows rows as they come, and a request that runs long before its outcome does.
+fn follow_rows<W: Write>(config: &Path, request: &Request, lines: &mut LogTable<W>) -> Result<()> {
+    let mut client = connect(config)?;
+    client.send(request, &[])?;
+    let mut look = Instant::now() + RUNS_LONG;
+    loop {
+        if look <= Instant::now() {
+            lines.show_running(RUNS_LONG)?;
+            look = Instant::now() + RUNS_LONG;
+        }
+        if !is_readable(&client, look.saturating_duration_since(Instant::now()))? {
+            continue;
+        }
+        match client.step()? {
+            ClientStep::More => {}
+            ClientStep::Closed => bail!("the daemon closed the connection"),
+            ClientStep::Reply(Reply::Row { row }) => lines.row(&typed(row)?)?,
+            ClientStep::Reply(Reply::Done) => return Ok(lines.finish()?),
+            ClientStep::Reply(reply) => return Err(refused(reply)),
+        }
+    }
+}
+
+/// Waits until the daemon has sent something, for so long at most.
+fn is_readable(client: &Client, within: Duration) -> Result<bool> {
+    let mut fds = [PollFd::new(client, PollFlags::IN)];
+    match poll(&mut fds, Some(&Timespec::try_from(within)?)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn json_line(row: &Row) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
+    time::{Duration, Instant},
 };
 
 use unicode_width::UnicodeWidthStr;
@@ -27,6 +28,8 @@ pub struct LogTable<W> {
     pending: HashMap<(SessionId, u64), Pending>,
     /// Parses that were shown: one that fails says so later.
     prepared: HashSet<(SessionId, u64)>,
+    /// Requests that were shown without an outcome: it is told when it comes.
+    running: HashSet<(SessionId, u64)>,
     has_head: bool,
 }
 
@@ -34,6 +37,8 @@ pub struct LogTable<W> {
 #[derive(Debug)]
 struct Pending {
     seq: u64,
+    /// When it was read here.
+    came: Instant,
     time: Time,
     request: Box<Request>,
     whose: Whose,
@@ -49,7 +54,7 @@ struct Whose {
 impl<W: io::Write> LogTable<W> {
     /// Writes to `out`, at most `limit` characters of each statement.
     pub fn new(out: W, limit: usize) -> Self {
-        Self { out, limit, pending: HashMap::new(), prepared: HashSet::new(), has_head: false }
+        Self { out, limit, pending: HashMap::new(), prepared: HashSet::new(), running: HashSet::new(), has_head: false }
     }
 
     /// The line of heads, before the first other one.
@@ -84,7 +89,8 @@ impl<W: io::Write> LogTable<W> {
             Event::Request(request) if request.decision.allowed => {
                 let key = (request.session, request.request);
                 let request = Box::new(request.clone());
-                self.pending.insert(key, Pending { seq: row.seq, time: row.time, request, whose });
+                self.pending
+                    .insert(key, Pending { seq: row.seq, came: Instant::now(), time: row.time, request, whose });
                 if self.pending.len() > MOST_PENDING { self.show_oldest() } else { Ok(()) }
             }
             Event::Request(request) => self.request(row.time, request, &whose, None),
@@ -93,6 +99,11 @@ impl<W: io::Write> LogTable<W> {
                 None if self.prepared.remove(&(outcome.session, outcome.request)) => {
                     self.late(row.time, outcome, &whose)
                 }
+                None if self.running.remove(&(outcome.session, outcome.request)) => {
+                    let text =
+                        format!("request {} of session {}:{}", outcome.request, outcome.session, came_to(outcome));
+                    self.entry(row.time, &whose, "done", &text)
+                }
                 None => Ok(()),
             },
             // Bytes are for `weir show`.
@@ -100,6 +111,7 @@ impl<W: io::Write> LogTable<W> {
             Event::SessionStart(start) => self.start(row.time, start),
             Event::SessionEnd(end) => {
                 self.prepared.retain(|(session, _)| *session != end.session);
+                self.running.retain(|(session, _)| *session != end.session);
                 self.end(row.time, end, &whose)
             }
             Event::Refused(refusal) => self.refused(row.time, refusal),
@@ -115,6 +127,24 @@ impl<W: io::Write> LogTable<W> {
         self.head()?;
         while !self.pending.is_empty() {
             self.show_oldest()?;
+        }
+        self.out.flush()
+    }
+
+    /// Shows what has waited for its outcome for `long`: it runs still. For whoever follows.
+    ///
+    /// # Errors
+    /// When `out` cannot be written.
+    pub fn show_running(&mut self, long: Duration) -> io::Result<()> {
+        let mut due: Vec<_> = self.pending.iter().filter(|(_, pending)| pending.came.elapsed() >= long).collect();
+        due.sort_unstable_by_key(|(_, pending)| pending.seq);
+        for key in due.into_iter().map(|(key, _)| *key).collect::<Vec<_>>() {
+            if let Some(Pending { time, request, whose, .. }) = self.pending.remove(&key) {
+                if self.running.len() < MOST_PENDING {
+                    self.running.insert(key);
+                }
+                self.request(time, &request, &whose, None)?;
+            }
         }
         self.out.flush()
     }
@@ -141,13 +171,7 @@ impl<W: io::Write> LogTable<W> {
             text.push_str(&format!(" {}", line(&request.decision.reason, 200)));
         }
         match outcome {
-            Some(Outcome { error: Some((code, message)), .. }) => {
-                text.push_str(&format!("  error {}: {}", line(code, 5), line(message, 120)));
-            }
-            Some(outcome) => {
-                let millis = outcome.duration.as_secs_f64() * 1000.0;
-                text.push_str(&format!("  {} rows, {} bytes, {millis:.1} ms", outcome.rows, outcome.bytes));
-            }
+            Some(outcome) => text.push_str(&came_to(outcome)),
             None if request.decision.allowed && !prepares => text.push_str("  no outcome yet"),
             None => {}
         }
@@ -213,6 +237,17 @@ impl<W: io::Write> LogTable<W> {
         }
         out.push_str(text);
         writeln!(self.out, "{}", out.trim_end())
+    }
+}
+
+/// An outcome, to stand behind what it belongs to.
+fn came_to(outcome: &Outcome) -> String {
+    match &outcome.error {
+        Some((code, message)) => format!("  error {}: {}", line(code, 5), line(message, 120)),
+        None => {
+            let millis = outcome.duration.as_secs_f64() * 1000.0;
+            format!("  {} rows, {} bytes, {millis:.1} ms", outcome.rows, outcome.bytes)
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the record says of a session.
 
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -116,6 +117,8 @@ fn a_read_that_runs_long_is_on_the_record_before_its_first_row() -> Result<()> {
         setup.agent("claude", &["keepers"])?;
         setup.connection("orders", &database)
     })?;
+    let mut follower = weir.program(["log", "--follow"])?.into_command().stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(follower.stdout.take().context("no stdout")?).lines();
     let address = database.address()?;
     let psql = ["psql", "-XAtq", "-d", &address, "-c", "SELECT pg_sleep(60)"];
     let mut child = weir.agent("claude")?.program(psql)?.into_command().stderr(Stdio::null()).spawn()?;
@@ -126,7 +129,19 @@ fn a_read_that_runs_long_is_on_the_record_before_its_first_row() -> Result<()> {
     })?;
     ensure!(child.try_wait()?.is_none(), "it ended too soon");
     assert_eq!(events(&weir, "outcome")?.len(), 0);
+
+    // Who follows sees it run, and then what came of it.
+    let mut next = |what: &str| -> Result<String> {
+        let found = lines.find(|line| line.as_ref().map_or(true, |line| line.contains(what)));
+        Ok(found.with_context(|| format!("no line with `{what}`"))??)
+    };
+    let line = next("SELECT pg_sleep(60)")?;
+    ensure!(line.contains("allow") && line.ends_with("no outcome yet"), "{line}");
     weir.weir(["session", "kill", &session])?.succeeded()?;
     ensure!(!child.wait()?.success(), "it was killed");
+    let line = next("done")?;
+    ensure!(line.contains(&format!("of session {session}:  error")), "{line}");
+    follower.kill()?;
+    follower.wait()?;
     Ok(())
 }
