@@ -15,6 +15,7 @@ use super::{
 };
 
 /// The algorithms that a token may be signed with: asymmetric ones alone.
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const ALGORITHMS: [&str; 5] = ["RS256", "PS256", "ES256", "ES384", "EdDSA"];
 
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
@@ -179,8 +180,28 @@ impl Checker<'_> {
         if leeway > Duration::from_secs(300) {
             self.fault(&place, "leeway", "is over 5 minutes, which would keep expired tokens alive; mend the clocks");
         }
+        for (key, values) in [("types", &raw.types), ("authorized_parties", &raw.authorized_parties)] {
+            if values.iter().any(String::is_empty) {
+                self.fault(&place, key, "has an empty value, which no token could have");
+            }
+        }
+        if raw.jwks_file.is_some() && raw.ca_file.is_some() {
+            self.fault(&place, "ca_file", "is never used beside `jwks_file`: the provider is not asked; leave one out");
+        }
+        let max_lifetime = self.duration(&place, "max_lifetime", raw.max_lifetime.as_deref(), DAY);
+        let max_age = raw.max_age.as_deref().map(|text| self.duration(&place, "max_age", Some(text), DAY));
+        for (key, limit) in [("max_lifetime", Some(max_lifetime)), ("max_age", max_age)] {
+            if limit.is_some_and(|limit| limit.is_zero()) {
+                self.fault(&place, key, "is zero, so that no token would ever pass");
+            }
+        }
         Some(Issuer {
-            stale: self.duration(&place, "stale", raw.stale.as_deref(), Duration::from_secs(24 * 3600)),
+            jwks_file: raw.jwks_file.map(|path| self.absolute(&place, "jwks_file", Some(path), "")),
+            types: raw.types,
+            authorized_parties: raw.authorized_parties,
+            max_lifetime,
+            max_age,
+            stale: self.duration(&place, "stale", raw.stale.as_deref(), DAY),
             leeway,
             name: raw.name,
             issuer: raw.issuer,

@@ -107,6 +107,16 @@ pub struct Issuer {
     pub groups: Vec<String>,
     /// The CA that signed the provider's certificate; the system's roots without.
     pub ca_file: Option<PathBuf>,
+    /// A JWK set in a file, in place of discovery.
+    pub jwks_file: Option<PathBuf>,
+    /// The `typ`s that a token must have one of; the usual ones or none when empty.
+    pub types: Vec<String>,
+    /// The `azp`s that a token must have one of; any or none when empty.
+    pub authorized_parties: Vec<String>,
+    /// How far ahead a token's end may lie.
+    pub max_lifetime: Duration,
+    /// How old a token may get.
+    pub max_age: Option<Duration>,
     /// How far clocks may differ.
     pub leeway: Duration,
     /// How long keys serve while the provider cannot be reached.

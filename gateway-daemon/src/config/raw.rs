@@ -63,6 +63,13 @@ pub(super) struct Issuer {
     #[serde(default)]
     pub(super) groups: Vec<String>,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) jwks_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) types: Vec<String>,
+    #[serde(default)]
+    pub(super) authorized_parties: Vec<String>,
+    pub(super) max_lifetime: Option<String>,
+    pub(super) max_age: Option<String>,
     pub(super) leeway: Option<String>,
     pub(super) stale: Option<String>,
 }

@@ -249,10 +249,18 @@ fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
         algorithms,
         groups: issuer.groups.clone(),
         leeway: issuer.leeway,
+        max_lifetime: issuer.max_lifetime,
+        max_age: issuer.max_age,
+        types: issuer.types.clone(),
+        authorized_parties: issuer.authorized_parties.clone(),
         ..TokenSettings::new(&issuer.name, &issuer.issuer, &issuer.audience)
     };
-    let settings =
-        IssuerSettings { ca_file: issuer.ca_file.clone(), stale_window: issuer.stale, ..IssuerSettings::new(token) };
+    let settings = IssuerSettings {
+        ca_file: issuer.ca_file.clone(),
+        jwks_file: issuer.jwks_file.clone(),
+        stale_window: issuer.stale,
+        ..IssuerSettings::new(token)
+    };
     Issuer::new(settings).map(Arc::new).map_err(named)
 }
 

@@ -1,11 +1,13 @@
 //! Tokens that are well signed, and whose claims must be refused, each for its own reason.
 
+use std::time::Duration;
+
 use gateway_daemon::identity::token::MAX_GROUPS;
 use serde_json::{Value, json};
 
 use crate::tokens::{
-    ISSUER, NOW, NOW_AS_FRACTION, claims_and, claims_without_and, good_claims, nested, refused, rules, verify,
-    with_claim, with_payload_text,
+    self, ISSUER, NOW, NOW_AS_FRACTION, claims_and, claims_without_and, good_claims, nested, refused, rules, verify,
+    with_claim, with_header, with_payload_text,
 };
 
 #[test]
@@ -126,7 +128,7 @@ fn times_are_numbers_in_bounds_and_hold() {
             (
                 "longer than a day",
                 with_claim("exp", json!(NOW + 86_401)),
-                "the token is valid for longer than 86400 seconds from now; ask the provider for a shorter one",
+                "the token is valid for longer than 86400 seconds from now (`max_lifetime` of this issuer)",
             ),
             (
                 "nbf to come",
@@ -184,4 +186,75 @@ fn groups_that_are_left_out_or_cannot_be_read_refuse_the_token() {
             ("too many groups", with_claim("groups", json!(many)), "the token has more than 500 groups"),
         ],
     );
+}
+
+#[test]
+fn an_issuers_own_limits_of_age_and_life_bind() {
+    let hour = Duration::from_secs(3600);
+    let aged = rules(|settings| settings.max_age = Some(hour));
+    refused(
+        &aged,
+        [
+            ("no iat", with_claim("iat", Value::Null), "the token has no `iat`"),
+            (
+                "an hour old",
+                with_claim("iat", json!(NOW - 3600)),
+                "the token was issued 3600 seconds ago, over 3600 (`max_age` of this issuer)",
+            ),
+            (
+                "issued in 1970",
+                with_claim("iat", json!(0)),
+                "the token was made to live for longer than 86400 seconds (`max_lifetime` of this issuer)",
+            ),
+        ],
+    );
+    refused(
+        &rules(|settings| settings.max_lifetime = Duration::from_secs(600)),
+        [
+            (
+                "made for a second more",
+                with_claim("iat", json!(NOW - 1)),
+                "the token was made to live for longer than 600 seconds (`max_lifetime` of this issuer)",
+            ),
+            (
+                "a second more from now",
+                with_claim("exp", json!(NOW + 601)),
+                "the token is valid for longer than 600 seconds from now (`max_lifetime` of this issuer)",
+            ),
+        ],
+    );
+    // The identity ends with the token's age, before its `exp`.
+    let verified = verify(&with_claim("iat", json!(NOW - 3590)), &aged).expect("young enough");
+    let identity = verified.into_identity("claude".into(), None).expect("any subject");
+    assert_eq!(identity.expires, tokens::now() + Duration::from_secs(10));
+}
+
+#[test]
+fn an_issuers_own_types_and_parties_bind() {
+    let typed = rules(|settings| settings.types = vec!["at+jwt".into()]);
+    let other_type = "the token's `typ` is none of `at+jwt` (`types` of this issuer)";
+    refused(
+        &typed,
+        [
+            ("a plain JWT", with_header("typ", json!("JWT")), other_type),
+            ("an ID token's logout", with_header("typ", json!("logout+jwt")), other_type),
+            ("no typ", with_payload_text(&good_claims().to_string()), other_type),
+            ("typ as an array", with_header("typ", json!(["at+jwt"])), other_type),
+        ],
+    );
+    for typ in ["at+jwt", "AT+JWT", "application/at+jwt"] {
+        verify(&with_header("typ", json!(typ)), &typed).unwrap_or_else(|error| panic!("{typ}: {error}"));
+    }
+    let party = rules(|settings| settings.authorized_parties = vec!["weir-cli".into(), "ci".into()]);
+    let other_party = "the token's `azp` is none of `weir-cli`, `ci` (`authorized_parties` of this issuer)";
+    refused(
+        &party,
+        [
+            ("no azp", with_claim("azp", Value::Null), "the token has no `azp`"),
+            ("another azp", with_claim("azp", json!("billing")), other_party),
+            ("azp in another case", with_claim("azp", json!("CI")), other_party),
+            ("azp as an array", with_claim("azp", json!(["ci"])), "the token's `azp` is not a string"),
+        ],
+    );
+    verify(&with_claim("azp", json!("ci")), &party).expect("a party that is named");
 }

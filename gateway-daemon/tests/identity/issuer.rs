@@ -324,3 +324,52 @@ fn settings_that_cannot_be_meant_are_refused() {
     let empty = IssuerSettings { ca_file: Some(empty), ..with_url("https://idp.example") };
     assert!(settings_fault(empty).contains("empty.pem`: it has no certificate"));
 }
+
+#[tokio::test]
+async fn keys_come_from_a_file_and_the_issuer_is_never_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("keys.json");
+    let put = |keys: &[&crate::keys::Key]| {
+        let set = json!({"keys": keys.iter().map(|key| key.jwk()).collect::<Vec<_>>()});
+        std::fs::write(&path, set.to_string()).expect("a file");
+    };
+    put(&[&P256]);
+    let provider = Provider::with(&[&RSA]).await;
+    let settings = || IssuerSettings { jwks_file: Some(path.clone()), ..provider.settings() };
+    let bench =
+        Bench { issuer: Arc::new(Issuer::new(settings()).expect("settings")), clock: TestClock::new(), provider };
+    let (old, new) = (bench.token(), ED25519.token("EdDSA", &bench.provider.claims(bench.clock.now())).into());
+    bench.verify(&old).await.expect("the file's key");
+    // A key that is put there later is found, and one that was taken away is gone, within half a minute.
+    put(&[&ED25519]);
+    bench.clock.advance(Duration::from_secs(31));
+    bench.verify(&new).await.expect("the new key");
+    bench.clock.advance(Duration::from_secs(31));
+    assert_eq!(bench.verify(&old).await.unwrap_err(), "the issuer has no key with the token's `kid`");
+    assert_eq!(bench.provider.asked(DISCOVERY) + bench.provider.asked(KEYS), 0);
+}
+
+#[test]
+fn a_file_of_keys_that_others_could_write_or_that_is_none_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let fault = |what: &str, text: Option<&str>, mode: u32| {
+        let path = folder.path().join(what);
+        if let Some(text) = text {
+            std::fs::write(&path, text).expect("a file");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+        }
+        let token = TokenSettings::new("corp", "https://idp.example", "weir");
+        let fault = settings_fault(IssuerSettings { jwks_file: Some(path.clone()), ..IssuerSettings::new(token) });
+        let prefix = format!("`jwks_file` {}: ", path.display());
+        fault.strip_prefix(&prefix).unwrap_or_else(|| panic!("{fault}")).to_owned()
+    };
+    let set = json!({"keys": [P256.jwk()]}).to_string();
+    let others = "others than its owner may write it, and so make identities: chmod go-w";
+    assert_eq!(fault("group", Some(&set), 0o660), others);
+    assert_eq!(fault("all", Some(&set), 0o606), others);
+    assert_eq!(fault("no-set", Some("{}"), 0o644), "the key set has no array `keys` of objects");
+    assert_eq!(fault("no-json", Some("keys"), 0o644), "the key set is not JSON");
+    assert!(fault("missing", None, 0).starts_with("it cannot be read: "));
+    assert_eq!(fault(".", None, 0), "it is no regular file");
+}

@@ -26,6 +26,12 @@ pub enum SettingsError {
         /// Why.
         reason: String,
     },
+    /// The file of keys cannot be used.
+    #[error("{reason}")]
+    KeysFile {
+        /// Which, and why.
+        reason: String,
+    },
     /// The system's roots cannot be read.
     #[error("the system's CA certificates cannot be read ({reason}); name a `ca_file`")]
     SystemRoots {
@@ -172,6 +178,14 @@ pub enum IssuerError {
         url: Arc<str>,
         /// What is wrong.
         fault: KeySetError,
+    },
+    /// The file of keys cannot be used.
+    #[error("`jwks_file` {}: {fault}", .path.display())]
+    File {
+        /// As configured.
+        path: PathBuf,
+        /// What is wrong.
+        fault: String,
     },
     /// The last attempt failed a moment ago; the next comes later.
     #[error("tried a moment ago, tried again in {in_seconds} s: {last}")]

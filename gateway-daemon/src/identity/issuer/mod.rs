@@ -1,12 +1,15 @@
-//! An issuer of tokens: its keys by `OpenID` Connect Discovery, kept while they may be, and tokens checked with them.
+//! An issuer of tokens: its keys by `OpenID` Connect Discovery or from a file, kept while they may be, and tokens checked
+//! with them.
 //!
 //! Keys at hand are used without a lock until their server's `Cache-Control` ends (5 minutes to 1 hour). Then, and for
 //! a `kid` that they lack, they are asked for again: by one task at a time, and never sooner than the interval in the
 //! settings after the last attempt, whatever tokens come. When the issuer cannot be reached the keys at hand serve on
-//! until `stale_window` has passed since they were fetched; after that every token is refused.
+//! until `stale_window` has passed since they were fetched; after that every token is refused. A file is read again
+//! as often as that, for a provider that this host does not reach.
 
 mod error;
 mod fetch;
+mod file;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -34,6 +37,8 @@ pub struct IssuerSettings {
     pub token: TokenSettings,
     /// A PEM file with the certificates to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// A JWK set (RFC 7517) in a file: the issuer itself is never asked.
+    pub jwks_file: Option<PathBuf>,
     /// How long keys serve while newer ones cannot be had.
     pub stale_window: Duration,
     /// The least time between two requests for an unknown `kid`, and after one that failed.
@@ -48,6 +53,7 @@ impl IssuerSettings {
         Self {
             token,
             ca_file: None,
+            jwks_file: None,
             stale_window: Duration::from_secs(24 * 60 * 60),
             refetch_interval: Duration::from_secs(30),
             timeout: Duration::from_secs(5),
@@ -58,13 +64,20 @@ impl IssuerSettings {
 /// One issuer, shared by all who verify its tokens.
 pub struct Issuer {
     rules: TokenRules,
-    discovery: Url,
-    client: Client,
+    source: Source,
     stale_window: Duration,
     refetch_interval: Duration,
     keys: ArcSwapOption<Fetched>,
     /// Held while keys are asked for: single flight.
     last_attempt: Mutex<Option<Attempt>>,
+}
+
+/// Where an issuer's keys come from.
+enum Source {
+    /// Its discovery document names them.
+    Discovery { document: Url, client: Box<Client> },
+    /// The operator put them here.
+    File(PathBuf),
 }
 
 /// Keys, with the times (since boot) that bound their use.
@@ -86,14 +99,23 @@ impl Issuer {
     /// # Errors
     /// The first setting that cannot be meant.
     pub fn new(settings: IssuerSettings) -> Result<Self, SettingsError> {
-        let IssuerSettings { token, ca_file, stale_window, refetch_interval, timeout } = settings;
+        let IssuerSettings { token, ca_file, jwks_file, stale_window, refetch_interval, timeout } = settings;
         let rules = TokenRules::new(token)?;
-        let discovery = discovery_url(rules.issuer())
-            .map_err(|fault| SettingsError::Url { url: rules.issuer().to_owned(), fault })?;
+        let source = match jwks_file {
+            Some(path) => {
+                // Read now, so that a file that is no key set is told at the start; it may be better when it is needed.
+                file::keys(&path).map_err(|error| SettingsError::KeysFile { reason: error.to_string() })?;
+                Source::File(path)
+            }
+            None => {
+                let document = discovery_url(rules.issuer())
+                    .map_err(|fault| SettingsError::Url { url: rules.issuer().to_owned(), fault })?;
+                Source::Discovery { document, client: Box::new(Client::new(ca_file.as_deref(), timeout)?) }
+            }
+        };
         Ok(Self {
-            client: Client::new(ca_file.as_deref(), timeout)?,
             rules,
-            discovery,
+            source,
             stale_window,
             refetch_interval,
             keys: ArcSwapOption::empty(),
@@ -174,29 +196,40 @@ impl Issuer {
         self.keys.load_full().filter(|fetched| now.boot < fetched.fresh_until && fetched.keys.knows(kid))
     }
 
-    /// Asks for both documents anew: a provider that moves its keys says so in the first.
+    /// Gets the keys anew.
     async fn fetch(&self, now: Moment) -> Result<Arc<Fetched>, IssuerError> {
-        let failed = |url: &Url| {
-            let url = url.text();
-            move |source| IssuerError::Fetch { url, source: Arc::new(source) }
-        };
-        let discovery = self.client.get(&self.discovery).await.map_err(failed(&self.discovery))?;
-        let keys_url = self.read_discovery(&discovery.body)?;
-        let document = self.client.get(&keys_url).await.map_err(failed(&keys_url))?;
-        let keys =
-            KeySet::parse(&document.body).map_err(|fault| IssuerError::KeySet { url: keys_url.text(), fault })?;
         let (least, most) = KEEP;
+        let (keys, keep) = match &self.source {
+            Source::Discovery { document, client } => {
+                let (keys, max_age) = self.ask(client, document).await?;
+                (keys, max_age.unwrap_or(most).clamp(least, most))
+            }
+            // Small and local: whoever withdraws a key waits no longer than this.
+            Source::File(path) => (file::keys(path)?, self.refetch_interval),
+        };
         // Stale keys are never fresh.
-        let keep = document.max_age.unwrap_or(most).clamp(least, most).min(self.stale_window);
-        let fresh_until = now.boot.saturating_add(keep);
+        let fresh_until = now.boot.saturating_add(keep.min(self.stale_window));
         let fetched = Arc::new(Fetched { keys, at: now.boot, fresh_until });
         self.keys.store(Some(Arc::clone(&fetched)));
         Ok(fetched)
     }
 
+    /// Asks for both documents anew: a provider that moves its keys says so in the first.
+    async fn ask(&self, client: &Client, document: &Url) -> Result<(KeySet, Option<Duration>), IssuerError> {
+        let failed = |url: &Url| {
+            let url = url.text();
+            move |source| IssuerError::Fetch { url, source: Arc::new(source) }
+        };
+        let discovery = client.get(document).await.map_err(failed(document))?;
+        let keys_url = self.read_discovery(document, &discovery.body)?;
+        let set = client.get(&keys_url).await.map_err(failed(&keys_url))?;
+        let keys = KeySet::parse(&set.body).map_err(|fault| IssuerError::KeySet { url: keys_url.text(), fault })?;
+        Ok((keys, set.max_age))
+    }
+
     /// Where the keys are, when the document is this issuer's.
-    fn read_discovery(&self, body: &[u8]) -> Result<Url, IssuerError> {
-        let url = self.discovery.text();
+    fn read_discovery(&self, document: &Url, body: &[u8]) -> Result<Url, IssuerError> {
+        let (url, scheme) = (document.text(), document.scheme());
         let document = json::parse_object(body).map_err(|_| IssuerError::Discovery {
             url: Arc::clone(&url),
             fault: "it is not a JSON object, or names a key twice",
@@ -209,7 +242,7 @@ impl Issuer {
         };
         let refused = |fault| IssuerError::KeysUrl { url: Arc::clone(&url), fault };
         let keys_url = Url::parse(keys_url).map_err(refused)?;
-        match (self.discovery.scheme(), keys_url.scheme()) {
+        match (scheme, keys_url.scheme()) {
             (Scheme::Https, Scheme::Http) => Err(refused(UrlError::Downgrade)),
             (Scheme::Https | Scheme::Http, Scheme::Https) | (Scheme::Http, Scheme::Http) => Ok(keys_url),
         }

@@ -28,6 +28,7 @@ pub(super) fn read(
     let claims = json::parse_object(payload).map_err(|fault| TokenError::Json { part: Part::Payload, fault })?;
     check_issuer(&claims, rules)?;
     check_audience(&claims, rules)?;
+    check_party(&claims, rules)?;
     let expires = check_times(&claims, rules, now)?;
     let subject = required_text(&claims, "sub", MAX_SUBJECT_LEN)?;
     if claims.contains_key("cnf") {
@@ -69,6 +70,21 @@ fn check_audience(claims: &Claims, rules: &TokenRules) -> Result<(), TokenError>
     if ours { Ok(()) } else { Err(TokenError::OtherAudience { expected: Arc::clone(&rules.audience) }) }
 }
 
+/// `azp`, the client that the token was issued to, where the configuration names those that may.
+fn check_party(claims: &Claims, rules: &TokenRules) -> Result<(), TokenError> {
+    if rules.authorized_parties.is_empty() {
+        return Ok(());
+    }
+    match claims.get("azp") {
+        None => Err(TokenError::Missing { claim: "azp" }),
+        Some(Value::String(party)) if rules.authorized_parties.iter().any(|known| **known == **party) => Ok(()),
+        Some(Value::String(_)) => {
+            Err(TokenError::OtherParty { expected: rules.authorized_parties.join("`, `").into() })
+        }
+        Some(_) => Err(TokenError::ClaimType { claim: "azp", wanted: "a string" }),
+    }
+}
+
 /// `exp`, which must lie ahead; `nbf` and `iat`, where they are there, must not.
 fn check_times(claims: &Claims, rules: &TokenRules, now: SystemTime) -> Result<SystemTime, TokenError> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -83,9 +99,25 @@ fn check_times(claims: &Claims, rules: &TokenRules, now: SystemTime) -> Result<S
     if let Some(begins) = time(claims, "nbf")?.filter(|begins| *begins > latest) {
         return Err(TokenError::NotYetValid { in_seconds: begins.saturating_sub(now).as_secs() });
     }
-    if let Some(issued) = time(claims, "iat")?.filter(|issued| *issued > latest) {
+    let issued = time(claims, "iat")?;
+    if let Some(issued) = issued.filter(|issued| *issued > latest) {
         return Err(TokenError::IssuedInFuture { in_seconds: issued.saturating_sub(now).as_secs() });
     }
+    if issued.is_some_and(|issued| expires.saturating_sub(issued) > rules.max_lifetime) {
+        return Err(TokenError::MadeToLiveTooLong { limit_seconds: rules.max_lifetime.as_secs() });
+    }
+    let Some(limit) = rules.max_age else { return at(expires) };
+    let issued = issued.ok_or(TokenError::Missing { claim: "iat" })?;
+    let too_old = issued.saturating_add(limit);
+    if too_old <= now {
+        let ago_seconds = now.saturating_sub(issued).as_secs();
+        return Err(TokenError::TooOld { ago_seconds, limit_seconds: limit.as_secs() });
+    }
+    // The identity ends with whichever comes first.
+    at(expires.min(too_old))
+}
+
+fn at(expires: Duration) -> Result<SystemTime, TokenError> {
     UNIX_EPOCH.checked_add(expires).ok_or(TokenError::TimeRange { claim: "exp" })
 }
 

@@ -96,6 +96,12 @@ pub enum TokenError {
     /// `typ` is something else than an access token or a plain JWT.
     #[error("the token's `typ` is neither `JWT` nor `at+jwt`")]
     Type,
+    /// `typ` is none that the issuer's configuration names, or is not there.
+    #[error("the token's `typ` is none of `{expected}` (`types` of this issuer)")]
+    OtherType {
+        /// As configured.
+        expected: Arc<str>,
+    },
     /// No `kid`.
     #[error("the token's header has no `kid`")]
     KeyIdMissing,
@@ -167,10 +173,30 @@ pub enum TokenError {
         ago_seconds: u64,
     },
     /// `exp` is too far away.
-    #[error("the token is valid for longer than {limit_seconds} seconds from now; ask the provider for a shorter one")]
+    #[error("the token is valid for longer than {limit_seconds} seconds from now (`max_lifetime` of this issuer)")]
     LifetimeTooLong {
         /// The limit.
         limit_seconds: u64,
+    },
+    /// `exp` is too far behind `iat`.
+    #[error("the token was made to live for longer than {limit_seconds} seconds (`max_lifetime` of this issuer)")]
+    MadeToLiveTooLong {
+        /// The limit.
+        limit_seconds: u64,
+    },
+    /// `iat` is too long ago.
+    #[error("the token was issued {ago_seconds} seconds ago, over {limit_seconds} (`max_age` of this issuer)")]
+    TooOld {
+        /// How long ago.
+        ago_seconds: u64,
+        /// The limit.
+        limit_seconds: u64,
+    },
+    /// `azp` is none that the issuer's configuration names.
+    #[error("the token's `azp` is none of `{expected}` (`authorized_parties` of this issuer)")]
+    OtherParty {
+        /// As configured.
+        expected: Arc<str>,
     },
     /// `nbf` has not come.
     #[error("the token is not valid for another {in_seconds} seconds (`nbf`)")]

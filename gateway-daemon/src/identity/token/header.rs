@@ -18,11 +18,7 @@ pub(super) fn read(header: &[u8], rules: &TokenRules) -> Result<(Algorithm, Stri
         return Err(TokenError::ForbiddenHeader { name });
     }
     let algorithm = algorithm(header.get("alg"), rules)?;
-    match header.get("typ") {
-        None => {}
-        Some(Value::String(typ)) if TYPES.iter().any(|known| known.eq_ignore_ascii_case(typ)) => {}
-        Some(_) => return Err(TokenError::Type),
-    }
+    check_type(header.get("typ"), &rules.types)?;
     let malformed = TokenError::KeyIdMalformed { limit: MAX_KEY_ID_LEN };
     match header.get("kid") {
         None => Err(TokenError::KeyIdMissing),
@@ -42,4 +38,24 @@ fn algorithm(alg: Option<&Value>, rules: &TokenRules) -> Result<Algorithm, Token
         });
     };
     if rules.allows(algorithm) { Ok(algorithm) } else { Err(TokenError::AlgorithmNotAllowed { algorithm }) }
+}
+
+/// The type must be one that the issuer's configuration names; where that names none, no type at all will do as well.
+fn check_type(found: Option<&Value>, wanted: &[Box<str>]) -> Result<(), TokenError> {
+    let is = |typ: &str| match wanted {
+        [] => TYPES.iter().any(|known| known.eq_ignore_ascii_case(typ)),
+        wanted => wanted.iter().any(|wanted| same_type(wanted, typ)),
+    };
+    match (found, wanted) {
+        (None, []) => Ok(()),
+        (Some(Value::String(typ)), _) if is(typ) => Ok(()),
+        (Some(_), []) => Err(TokenError::Type),
+        (None | Some(_), _) => Err(TokenError::OtherType { expected: wanted.join("`, `").into() }),
+    }
+}
+
+/// Media types, whose `application/` may be left out (RFC 7515 section 4.1.9).
+fn same_type(a: &str, b: &str) -> bool {
+    let short = |typ: &str| typ.to_ascii_lowercase().trim_start_matches("application/").to_owned();
+    short(a) == short(b)
 }

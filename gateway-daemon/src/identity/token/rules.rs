@@ -79,8 +79,14 @@ pub struct TokenSettings {
     pub groups: Vec<String>,
     /// How far the issuer's clock may be ahead: for `nbf` and `iat`. At most five minutes.
     pub leeway: Duration,
-    /// How far ahead `exp` may lie. A stolen token works as long as it lives.
+    /// How far ahead `exp` may lie, and behind `iat` where there is one. A stolen token works as long as it lives.
     pub max_lifetime: Duration,
+    /// How long ago `iat` may lie; with it `iat` is required. `None`: as long as the token lives.
+    pub max_age: Option<Duration>,
+    /// The `typ`s that a header may have; one of them must be there. When empty, `JWT`, `at+jwt` or none at all.
+    pub types: Vec<String>,
+    /// The `azp`s (OpenID Connect Core section 2) that a token may have; one must be there. When empty, any or none.
+    pub authorized_parties: Vec<String>,
 }
 
 impl TokenSettings {
@@ -94,6 +100,9 @@ impl TokenSettings {
             groups: vec!["/groups".to_owned()],
             leeway: LEEWAY,
             max_lifetime: MAX_LIFETIME,
+            max_age: None,
+            types: Vec::new(),
+            authorized_parties: Vec::new(),
         }
     }
 }
@@ -124,6 +133,18 @@ pub enum RulesError {
         /// As given.
         pointer: String,
     },
+    /// A value that no token could have.
+    #[error("`{key}` has an empty value")]
+    EmptyValue {
+        /// `types` or `authorized_parties`.
+        key: &'static str,
+    },
+    /// No token would ever pass.
+    #[error("`{key}` is zero, so that no token would ever pass")]
+    Zero {
+        /// `max_lifetime` or `max_age`.
+        key: &'static str,
+    },
     /// Too much leeway.
     #[error("`leeway` is over {limit_seconds} seconds")]
     Leeway {
@@ -142,6 +163,9 @@ pub struct TokenRules {
     pub(super) groups: Vec<Arc<str>>,
     pub(super) leeway: Duration,
     pub(super) max_lifetime: Duration,
+    pub(super) max_age: Option<Duration>,
+    pub(super) types: Vec<Box<str>>,
+    pub(super) authorized_parties: Vec<Box<str>>,
 }
 
 impl TokenRules {
@@ -150,7 +174,8 @@ impl TokenRules {
     /// # Errors
     /// The first that cannot be meant.
     pub fn new(settings: TokenSettings) -> Result<Self, RulesError> {
-        let TokenSettings { name, issuer, audience, algorithms, groups, leeway, max_lifetime } = settings;
+        let TokenSettings { name, issuer, audience, algorithms, groups, leeway, .. } = settings;
+        let TokenSettings { max_lifetime, max_age, types, authorized_parties, .. } = settings;
         if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
             return Err(RulesError::Name { name });
         }
@@ -165,6 +190,16 @@ impl TokenRules {
         if let Some(pointer) = groups.iter().find(|pointer| !is_pointer(pointer)) {
             return Err(RulesError::Pointer { pointer: pointer.clone() });
         }
+        for (key, values) in [("types", &types), ("authorized_parties", &authorized_parties)] {
+            if values.iter().any(String::is_empty) {
+                return Err(RulesError::EmptyValue { key });
+            }
+        }
+        for (key, limit) in [("max_lifetime", Some(max_lifetime)), ("max_age", max_age)] {
+            if limit.is_some_and(|limit| limit.is_zero()) {
+                return Err(RulesError::Zero { key });
+            }
+        }
         if leeway > MAX_LEEWAY {
             return Err(RulesError::Leeway { limit_seconds: MAX_LEEWAY.as_secs() });
         }
@@ -176,6 +211,9 @@ impl TokenRules {
             groups: groups.into_iter().map(Into::into).collect(),
             leeway,
             max_lifetime,
+            max_age,
+            types: types.into_iter().map(Into::into).collect(),
+            authorized_parties: authorized_parties.into_iter().map(Into::into).collect(),
         })
     }
 
@@ -227,6 +265,19 @@ mod tests {
             (
                 TokenSettings { groups: vec!["/a~2".into()], ..good() },
                 "`/a~2` in `groups` is not a JSON pointer: it must begin with `/`, and `~` stands only in `~0` and `~1`",
+            ),
+            (TokenSettings { types: vec![String::new()], ..good() }, "`types` has an empty value"),
+            (
+                TokenSettings { authorized_parties: vec!["a".into(), String::new()], ..good() },
+                "`authorized_parties` has an empty value",
+            ),
+            (
+                TokenSettings { max_age: Some(Duration::ZERO), ..good() },
+                "`max_age` is zero, so that no token would ever pass",
+            ),
+            (
+                TokenSettings { max_lifetime: Duration::ZERO, ..good() },
+                "`max_lifetime` is zero, so that no token would ever pass",
             ),
             (TokenSettings { leeway: Duration::from_secs(301), ..good() }, "`leeway` is over 300 seconds"),
         ];
