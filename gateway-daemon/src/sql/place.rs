@@ -89,9 +89,9 @@ mod tests {
     #[test]
     fn a_syntax_error_stands_where_postgresql_puts_it() {
         for text in [
-            "SELECT 1 ▲FORM t",
-            "SELECT 'größe', \"日本\" ▲FORM t",
-            "SELECT FROM FROM t ▲FROM u",
+            "SELECT * ▲FORM t",
+            "SELECT 'größe', \"日本\" AS x ▲FORM t",
+            "SELECT FROM ▲FROM t FROM u",
             "SELECT a FROM t WHERE (▲",
             "▲SELEC 1",
             "SELECT 1;\n-- é\nSELECT ▲) FROM t",

@@ -157,7 +157,7 @@ impl Startup {
     /// Takes whole messages off `buf`, up to the first that calls for an answer or ends the conversation.
     ///
     /// # Errors
-    /// The server's refusal, or why its words are not accepted. Every later call fails as well.
+    /// The server's refusal, or why its words are not accepted. Every later message fails as well.
     pub fn receive(&mut self, buf: &mut BytesMut) -> Result<Progress, Failure> {
         loop {
             let state = std::mem::replace(&mut self.state, State::Ended);
