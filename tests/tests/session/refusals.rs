@@ -105,7 +105,7 @@ fn psql_s_caret_points_at_the_word_that_was_refused() -> Result<()> {
     for (sql, word) in [
         ("SELECT 'größe' AS é FORM customers", "FORM"),
         ("SELECT ('größe'", ""),
-        ("WITH x AS (SELECT orders.id, 'größe' FROM orders) DELETE FROM public.orders", "public.orders"),
+        ("WITH x AS (SELECT customers.id, 'größe' FROM customers) DELETE FROM public.orders", "public.orders"),
         ("SELECT 'ü'; SELECT * FROM customers;\nDELETE FROM orders WHERE id = 1", "orders WHERE"),
     ] {
         let run = stage.weir.agent("claude")?.program([&psql])?.args(["-XAtq", "-d", &address, "-c", sql]).run()?;
