@@ -148,7 +148,7 @@ fn times_are_numbers_in_bounds_and_hold() {
     for (what, name, value) in [
         ("exp in the next second", "exp", json!(NOW + 1)),
         ("exp in half a second", "exp", json!(NOW_AS_FRACTION + 0.5)),
-        ("exp in a day", "exp", json!(NOW + 86_400)),
+        ("exp a day behind iat", "exp", json!(NOW + 86_399)),
         ("nbf within the leeway", "nbf", json!(NOW + 60)),
         ("iat within the leeway", "iat", json!(NOW_AS_FRACTION + 59.5)),
         ("no nbf", "nbf", Value::Null),
