@@ -34,7 +34,7 @@ enum Verb {
     Demo,
     /// Run every test, against real servers that are started for it
     Test(test::Options),
-    /// Run what takes longer than CI may: the tests whose names contain NAME, with their long counts
+    /// Run what takes longer than CI may: `kernel-6.1`, or the tests whose names contain NAME, with their long counts
     Long(long::Options),
     /// Check format, lints (the eBPF crate's too), licences and dependencies
     Lint,

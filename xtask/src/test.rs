@@ -40,7 +40,8 @@ pub(crate) fn with_servers(args: &[&str], change: impl FnOnce(&mut Command)) -> 
     process::run(&mut command)
 }
 
-fn nextest(verb: &str) -> Command {
+/// A nextest command for the whole workspace, as tests are built.
+pub(crate) fn nextest(verb: &str) -> Command {
     let mut command = Command::new(paths::tools().join("cargo/bin/cargo-nextest"));
     command.current_dir(paths::root()).args(["nextest", verb, "--workspace", "--cargo-profile", build::PROFILE]);
     command

@@ -1,19 +1,33 @@
 //! `cargo xtask long NAME`: what takes longer than CI may.
 
+mod kernel;
+
 use anyhow::Result;
 
 use crate::test;
 
 /// What to run.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask long kernel-6.1                        run what needs the kernel on Debian 12's, in QEMU
+  cargo xtask long no_answer_is_without_its_record   kill the daemon 200 times under load, not 20 times")]
 pub(crate) struct Options {
-    /// Part of the names of the tests to run, such as `kill_9`
+    /// `kernel-6.1`, or part of the names of the tests to run with their long counts
     name: String,
 }
 
-/// Runs the tests with that name as long as they would like to run; they ask `end_to_end::rounds`.
+/// Runs what has that name, or the tests that do.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    test::with_servers(&[&options.name, "--profile", "long"], |command| {
+    match options.name.as_str() {
+        "kernel-6.1" => kernel::run(),
+        part => tests(part),
+    }
+}
+
+/// Runs tests as long as they would like to run: they ask `end_to_end::rounds`.
+fn tests(part: &str) -> Result<()> {
+    test::with_servers(&[part, "--profile", "long"], |command| {
         command.env("WEIR_TEST_LONG", "1");
     })
 }

@@ -1,5 +1,7 @@
 //! `cargo xtask setup`: what building and testing need, each with its reason.
 
+pub(crate) mod kernel;
+
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -120,12 +122,17 @@ fn missing_packages() -> Result<Vec<(&'static str, &'static str)>> {
     if which("dpkg-query").is_none() || which("apt-get").is_none() {
         return missing_without_apt(&wanted);
     }
+    missing_packages_of(&wanted)
+}
+
+/// Those of Debian's packages that are not installed.
+fn missing_packages_of(wanted: &[(&'static str, &'static str)]) -> Result<Vec<(&'static str, &'static str)>> {
     let names = wanted.iter().map(|(name, _)| *name);
     // It fails when one of them is unknown, and still lists the others.
     let listed = Command::new("dpkg-query").args(["-W", "-f=${Package} ${db:Status-Status}\n"]).args(names).output()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let installed: HashSet<_> = listed.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
-    Ok(wanted.into_iter().filter(|(name, _)| !installed.contains(name)).collect())
+    Ok(wanted.iter().copied().filter(|(name, _)| !installed.contains(name)).collect())
 }
 
 /// Elsewhere than on Debian: whoever has the programs goes on, others are told what to install.
