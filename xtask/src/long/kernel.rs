@@ -27,7 +27,7 @@ const BINARIES: [&str; 5] = [
     "end-to-end::redirect_identity",
     "end-to-end::redirect_pins",
 ];
-const PROGRAMS: [&str; 2] = ["connector", "redirector"];
+const PROGRAMS: [&str; 3] = ["weir", "connector", "redirector"];
 
 /// Emulated on a busy machine, the tests take a quarter of an hour.
 const DEADLINE: Duration = Duration::from_secs(40 * 60);
@@ -57,7 +57,8 @@ fn lay_out(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the guest does. It has the binaries in memory, since reading them through the emulator takes long each time.
+/// What the guest does. It has the programs in memory, since reading them through the emulator takes long each time;
+/// tests know `weir` by its path, so that one is laid over the other. A bar of progress would keep the console busy.
 fn script(folder: &Path, binaries: &str) -> Result<String> {
     let binaries: serde_json::Value = serde_json::from_str(binaries)?;
     let target = paths::target()?;
@@ -68,6 +69,7 @@ fn script(folder: &Path, binaries: &str) -> Result<String> {
     }
     let profile = target.join(crate::build::PROFILE);
     let programs = PROGRAMS.map(|name| profile.join(name).display().to_string()).join(" ");
+    let weir = profile.join("weir").display().to_string();
     let copy = format!("/run/weir-target/{}", crate::build::PROFILE);
     let nextest = paths::tools().join("cargo/bin/cargo-nextest").display().to_string();
     let (root, folder) = (paths::root().display(), folder.display());
@@ -75,8 +77,10 @@ fn script(folder: &Path, binaries: &str) -> Result<String> {
         "mkdir -p {copy}/deps
 cp {programs} {copy}
 cp {binaries} {copy}/deps
+cp {nextest} /run/cargo-nextest
+mount --bind {copy}/weir {weir}
 cd {root}
-{nextest} nextest run --profile kernel --binaries-metadata {folder}/binaries.json --cargo-metadata {folder}/metadata.json \\
+/run/cargo-nextest nextest run --profile kernel --show-progress none --binaries-metadata {folder}/binaries.json --cargo-metadata {folder}/metadata.json \\
   --workspace-remap {root} --target-dir-remap /run/weir-target -E '{TESTS}'
 echo $? > {folder}/status
 ",
@@ -84,7 +88,8 @@ echo $? > {folder}/status
     ))
 }
 
-/// Boots, and waits for the end. The guest's console is shown (by `--verbose`), kernel and all; how the tests ended is in a file, which the guest writes.
+/// Boots, and waits for the end. The guest's console is shown (by `--verbose`), kernel and all; how the tests ended is in
+/// a file, which the guest writes.
 fn in_guest(guest: &Guest, folder: &Path) -> Result<()> {
     let begin = Instant::now();
     let command = format!(

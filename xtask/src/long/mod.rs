@@ -10,7 +10,7 @@ use crate::{fuzz, test};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask long kernel-6.1                        run the tests of the redirect and of `weir run` on Debian 12's kernel, in QEMU
+  cargo xtask long kernel-6.1                        run what needs the kernel on Debian 12's, in QEMU
   cargo xtask long fuzz --seconds 600                give each fuzz target ten minutes
   cargo xtask long no_answer_is_without_its_record   kill the daemon 200 times under load, not 20 times")]
 pub(crate) struct Options {
@@ -24,14 +24,18 @@ pub(crate) struct Options {
     seconds: u32,
 }
 
-/// Runs what has that name; else the tests that do, as long as they would like to run: they ask `end_to_end::rounds`.
+/// Runs what has that name, or the tests that do.
 pub(crate) fn run(options: &Options) -> Result<()> {
     match options.name.as_str() {
-        "kernel-6.1" => return kernel::run(),
-        "fuzz" => return fuzz::run(&options.target, options.seconds),
-        _ => {}
+        "kernel-6.1" => kernel::run(),
+        "fuzz" => fuzz::run(&options.target, options.seconds),
+        part => tests(part),
     }
-    test::with_servers(&[&options.name, "--profile", "long"], |command| {
+}
+
+/// Runs tests as long as they would like to run: they ask `end_to_end::rounds`.
+fn tests(part: &str) -> Result<()> {
+    test::with_servers(&[part, "--profile", "long"], |command| {
         command.env("WEIR_TEST_LONG", "1");
     })
 }
