@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::Read,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -232,12 +232,20 @@ fn read_opened(file: OwnedFd) -> Result<SecretString, String> {
     let failed = |error| format!("the token cannot be read: {error}");
     let file = File::from(file);
     // A pipe may stay silent, and so keep a thread for as long as its writer likes.
-    if !file.metadata().map_err(failed)?.is_file() {
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
         return Err(
             "the token file is no regular file (a pipe, as `<(…)` makes one, is not read); write the token to a \
                     file of your own that nobody else can read"
                 .to_owned(),
         );
+    }
+    // As when it is watched: whoever can write it would choose for whom the agent speaks.
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(format!(
+            "the token file can be written by its group or by others (mode {mode:04o}); `chmod go-w` it"
+        ));
     }
     let mut bytes = Zeroizing::new(Vec::new());
     let limit = u64::try_from(MAX_TOKEN_LEN).unwrap_or(u64::MAX).saturating_add(3);

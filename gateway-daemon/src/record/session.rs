@@ -152,6 +152,11 @@ impl SessionLog {
         }
     }
 
+    /// Says how it ends, if it is dropped before its `SessionEnd`.
+    pub fn ends_by(&mut self, reason: &str) {
+        reason.clone_into(&mut self.totals.reason);
+    }
+
     /// Whether something was appended that no [`commit`](Self::commit) has handed over.
     pub const fn keeps_back(&self) -> bool {
         self.shared.is_some() && self.handed < self.appended

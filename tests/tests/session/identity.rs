@@ -104,6 +104,22 @@ fn a_session_ends_with_its_token_saying_so_and_no_new_one_begins() -> Result<()>
 }
 
 #[test]
+fn a_token_file_that_others_can_write_starts_nothing() -> Result<()> {
+    let database = Database::create()?;
+    let weir = weir(&database, None)?;
+    let agent = weir.agent("claude")?;
+    let file = weir.setup().folder().join("claude.token");
+    for (mode, shown) in [(0o666, "0666"), (0o620, "0620")] {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode))?;
+        let refused = agent.run(["true"])?.failed()?;
+        ensure!(refused.contains(&format!("by its group or by others (mode {shown}); `chmod go-w` it")), "{refused}");
+    }
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?;
+    agent.run(["true"])?.succeeded()?;
+    Ok(())
+}
+
+#[test]
 fn a_renewed_token_file_keeps_a_session_going() -> Result<()> {
     let database = Database::create()?;
     let weir = weir(&database, None)?;

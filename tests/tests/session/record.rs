@@ -1,6 +1,7 @@
 //! What the record says of a session.
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -143,5 +144,34 @@ fn a_read_that_runs_long_is_on_the_record_before_its_first_row() -> Result<()> {
     ensure!(line.contains(&format!("of session {session}:  error")), "{line}");
     follower.kill()?;
     follower.wait()?;
+    Ok(())
+}
+
+#[test]
+fn a_session_whose_server_is_not_reached_says_so_on_the_record() -> Result<()> {
+    let database = Database::create()?;
+    // Nobody listens there once this is gone.
+    let port = TcpListener::bind(("127.0.0.2", 0))?.local_addr()?.port();
+    let weir = Weir::start(|setup| {
+        setup.agent("claude", &["keepers"])?;
+        let mut gone = toml::toml! {
+            name = "gone"
+            protocol = "postgres"
+            host = "127.0.0.2"
+            user = "app"
+            tls = "disable"
+            unix_sockets = []
+        };
+        gone.insert("port".into(), i64::from(port).into());
+        setup.push("connection", gone)?;
+        setup.connection("orders", &database)
+    })?;
+    let address = format!("host=127.0.0.2 port={port} user=app dbname=app sslmode=disable");
+    let said = weir.agent("claude")?.run(["psql", "-XAtq", "-d", &address, "-c", "SELECT 1"])?.failed()?;
+    let why = format!("Weir cannot reach the server: connection `gone`, server 127.0.0.2:{port}: cannot connect");
+    ensure!(said.contains(&why), "{said}");
+    let end = events(&weir, "session_end")?;
+    let reason = end.first().and_then(|end| end["reason"].as_str()).context("no end")?;
+    ensure!(reason.starts_with(&why), "{reason}");
     Ok(())
 }

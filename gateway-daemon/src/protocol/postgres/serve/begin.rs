@@ -10,10 +10,9 @@ use super::{Caller, ConnectError, Front, Target};
 use crate::{
     identity::{Identity, Run},
     protocol::postgres::{
-        answer::{self, ErrorAnswer, REFUSED, UPSTREAM},
+        answer::{self, ErrorAnswer, REFUSED, SHUTDOWN, UPSTREAM},
         cancels::CancelPlace,
         catalogs::CatalogCell,
-        opening::NoSession,
         startup::Startup,
         upstream::{StartupParameters, Upstream},
     },
@@ -58,7 +57,12 @@ pub(super) async fn connect(
     };
     target.connect(&parameters).await.map_err(|error| {
         tracing::warn!(%error, "the server is not reached");
-        let message = format!("Weir cannot reach the server of connection `{}`: {error}", target.name);
+        let message = match &error {
+            ConnectError::Upstream(error) => format!("Weir cannot reach the server: {error}"),
+            ConnectError::Lookup { .. } => {
+                format!("Weir cannot reach the server of connection `{}`: {error}", target.name)
+            }
+        };
         let hint = match &error {
             ConnectError::Upstream(error) => error.failure.help().unwrap_or_default(),
             ConnectError::Lookup { .. } => "",
@@ -109,7 +113,37 @@ pub(super) async fn log_start(log: &mut SessionLog, start: SessionStart) -> Resu
     log.receipt(event).await.map(drop)
 }
 
-pub(super) async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
+/// All that a session needs before its first byte.
+pub(super) struct Ready {
+    pub(super) upstream: Upstream,
+    pub(super) catalog: Arc<CatalogCell>,
+    pub(super) names: SessionNames,
+    pub(super) cancel_place: CancelPlace,
+    /// What the agent reads first.
+    pub(super) greeting: BytesMut,
+    /// 32 hex digits that nobody can guess.
+    pub(super) nonce: String,
+}
+
+/// Gets the rest together, once the server is reached.
+pub(super) async fn make_ready(
+    front: &Front,
+    run: &Run,
+    target: &Arc<Target>,
+    startup: &Startup,
+    database: &str,
+    upstream: Upstream,
+) -> Result<Ready, ErrorAnswer> {
+    let catalog = ready_catalog(target, database).await?;
+    let Some(names) = catalog.current().map(|catalog| catalog.session_names()) else {
+        return Err(ErrorAnswer::fatal(UPSTREAM, "the database's catalogue could not be read"));
+    };
+    let names = with_search_path(names, startup)?;
+    let (cancel_place, greeting) = greet(front, run, target, startup, &upstream)?;
+    Ok(Ready { upstream, catalog, names, cancel_place, greeting, nonce: nonce()? })
+}
+
+async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
     let cell = target.catalogs.cell(database);
     if cell.current().is_none() || cell.is_stale() {
         cell.fetch(target, database).await;
@@ -124,7 +158,7 @@ pub(super) async fn ready_catalog(target: &Target, database: &str) -> Result<Arc
 }
 
 /// A search path of the start-up message is in force beside the role's own.
-pub(super) fn with_search_path(mut names: SessionNames, startup: &Startup) -> Result<SessionNames, ErrorAnswer> {
+fn with_search_path(mut names: SessionNames, startup: &Startup) -> Result<SessionNames, ErrorAnswer> {
     for (_, value) in startup.settings.iter().filter(|(name, _)| name == "search_path") {
         let path = SearchPath::parse(value);
         let refuse =
@@ -137,13 +171,13 @@ pub(super) fn with_search_path(mut names: SessionNames, startup: &Startup) -> Re
 }
 
 /// What the agent reads before its first ReadyForQuery, and the cancel key in it.
-pub(super) fn greet(
+fn greet(
     front: &Front,
     run: &Run,
     target: &Arc<Target>,
     startup: &Startup,
     upstream: &Upstream,
-) -> Result<(CancelPlace, BytesMut), NoSession> {
+) -> Result<(CancelPlace, BytesMut), ErrorAnswer> {
     let mut greeting = BytesMut::new();
     if startup.minor > 0 || !startup.extensions.is_empty() {
         answer::negotiate_version(&mut greeting, &startup.extensions);
@@ -152,15 +186,15 @@ pub(super) fn greet(
     greeting.extend_from_slice(&upstream.greeting.parameter_frames);
     greeting.extend_from_slice(&upstream.greeting.notice_frames);
     let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, upstream.greeting.key);
-    let place = place.map_err(|error| NoSession::Silent(error.to_string()))?;
+    let place = place.map_err(|error| ErrorAnswer::fatal(SHUTDOWN, error.to_string()))?;
     answer::backend_key(&mut greeting, place.key());
     answer::ready_idle(&mut greeting);
     Ok((place, greeting))
 }
 
 /// 32 hex digits that nobody can guess.
-pub(super) fn nonce() -> Result<String, NoSession> {
+fn nonce() -> Result<String, ErrorAnswer> {
     let mut bytes = [0; 16];
-    rand::fill(&mut bytes).map_err(|_| NoSession::Silent("the system gives no random bytes".into()))?;
+    rand::fill(&mut bytes).map_err(|_| ErrorAnswer::fatal(SHUTDOWN, "the system gives no random bytes"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

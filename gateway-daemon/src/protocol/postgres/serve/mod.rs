@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    answer::{self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, TOO_MANY, UPSTREAM},
+    answer::{self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, TOO_MANY},
     cancels::Cancels,
     catalogs::Catalogs,
     frame::FrameError,
@@ -32,7 +32,7 @@ use crate::{
 mod begin;
 mod world;
 
-use begin::{check_startup, connect, greet, log_start, nonce, ready_catalog, session_start, with_search_path};
+use begin::{Ready, check_startup, connect, log_start, make_ready, session_start};
 use world::SessionWorld;
 
 /// One declared connection, ready to be served.
@@ -225,22 +225,19 @@ async fn session(
     let agent_tls = opened.as_ref().is_some_and(AgentStream::is_tls);
     let start = session_start(run, target, caller, &identity, &startup, &database, agent_tls);
     let connected = connect(run, target, caller, &startup, &database).await;
-    let (upstream, start) = match connected {
-        Ok(upstream) => {
-            let start = SessionStart { upstream: Some(upstream.address), user: upstream.user.to_string(), ..start };
-            (upstream, start)
-        }
-        Err(answer) => {
-            log_start(&mut log, start).await.map_err(|error| told(record_failed(&error)))?;
-            return Err(told(answer));
-        }
+    let start = match &connected {
+        Ok(upstream) => SessionStart { upstream: Some(upstream.address), user: upstream.user.to_string(), ..start },
+        Err(_) => start,
     };
     log_start(&mut log, start).await.map_err(|error| told(record_failed(&error)))?;
-    let catalog = ready_catalog(target, &database).await.map_err(told)?;
-    let Some(names) = catalog.current().map(|catalog| catalog.session_names()) else {
-        return Err(told(ErrorAnswer::fatal(UPSTREAM, "the database's catalogue could not be read")));
+    let ready = match connected {
+        Ok(upstream) => make_ready(front, run, target, &startup, &database, upstream).await,
+        Err(answer) => Err(answer),
     };
-    let names = with_search_path(names, &startup).map_err(told)?;
+    let Ready { upstream, catalog, names, cancel_place, greeting, nonce } = ready.map_err(|answer| {
+        log.ends_by(&answer.message);
+        told(answer)
+    })?;
     let Some(agent) = opened.take() else { return Err(NoSession::Silent("the agent's connection is gone".into())) };
     let judge = SessionJudge::new(JudgeParts {
         run: run.clone(),
@@ -254,9 +251,8 @@ async fn session(
         hint: front.hint.clone(),
         secrets: front.secrets.clone(),
     });
-    let (cancel_place, greeting) = greet(front, run, target, &startup, &upstream)?;
     let world = SessionWorld::new(run.clone(), place.end.clone(), catalog, target.clone(), database);
-    let mut machine = Machine::new(judge, log, front.limits, &nonce()?);
+    let mut machine = Machine::new(judge, log, front.limits, &nonce);
     if let Some(key) = &upstream.greeting.key {
         machine = machine.known_as(key.process.cast_unsigned(), cancel_place.key().process);
     }
