@@ -339,6 +339,9 @@ impl Checker<'_> {
         let server_message_bytes = size("server_message_bytes", raw.server_message_bytes, 1 << 30, 64 << 10, 1 << 30);
         let statement_bytes =
             size("statement_bytes", raw.statement_bytes, 1 << 20, 1 << 10, crate::sql::MAX_TEXT_BYTES);
+        let most = crate::sql::ReadLimits::default();
+        let statement_nesting = size("statement_nesting", raw.statement_nesting, most.nesting, 8, most.nesting);
+        let statement_tokens = size("statement_tokens", raw.statement_tokens, most.tokens, 64, most.tokens);
         let connections = size("connections", raw.connections, 2_000, 1, 100_000);
         let connections_per_agent = size("connections_per_agent", raw.connections_per_agent, 500, 1, 100_000);
         let pipeline = size("pipeline", raw.pipeline, 20_000, 16, 1_000_000);
@@ -348,6 +351,8 @@ impl Checker<'_> {
             message_bytes,
             server_message_bytes,
             statement_bytes,
+            statement_nesting,
+            statement_tokens,
             startup: self.duration(&place, "startup", raw.startup.as_deref(), Duration::from_secs(30)),
             idle: (!idle.is_zero()).then_some(idle),
             connections,

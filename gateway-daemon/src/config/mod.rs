@@ -220,6 +220,10 @@ pub struct Limits {
     pub server_message_bytes: usize,
     /// Largest statement in bytes.
     pub statement_bytes: usize,
+    /// How deep a statement may nest, by Weir's estimate.
+    pub statement_nesting: usize,
+    /// Tokens of one statement.
+    pub statement_tokens: usize,
     /// From accept to the start-up message, TLS included.
     pub startup: Duration,
     /// Longest time without a byte either way; `None` for no limit.

@@ -129,6 +129,8 @@ pub(super) struct Limits {
     pub(super) message_bytes: Option<usize>,
     pub(super) server_message_bytes: Option<usize>,
     pub(super) statement_bytes: Option<usize>,
+    pub(super) statement_nesting: Option<usize>,
+    pub(super) statement_tokens: Option<usize>,
     pub(super) startup: Option<String>,
     pub(super) idle: Option<String>,
     pub(super) connections: Option<usize>,

@@ -24,7 +24,7 @@ use crate::{
     record::StoreSettings,
     redirect::{Protected, RedirectSettings, UidRange},
     secret::{CredentialSource, SecretRef},
-    sql::{CacheLimits, ReadingCache},
+    sql::{CacheLimits, ReadLimits, ReadingCache},
 };
 
 /// Why the daemon does not start.
@@ -150,7 +150,7 @@ pub(super) async fn assemble(
     let front = Arc::new(Front {
         recorder: recorder.clone(),
         policies: policies.clone(),
-        cache: Arc::new(ReadingCache::new(CacheLimits::default())),
+        cache: Arc::new(ReadingCache::new(CacheLimits::default(), read_limits(&config.limits))),
         sessions: sessions.clone(),
         cancels: Arc::new(Cancels::default()),
         ca: ca.clone(),
@@ -432,6 +432,10 @@ fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
         catalogs: Catalogs::default(),
         withheld: ArcSwapOption::empty(),
     }))
+}
+
+const fn read_limits(limits: &config::Limits) -> ReadLimits {
+    ReadLimits { nesting: limits.statement_nesting, tokens: limits.statement_tokens }
 }
 
 fn machine_limits(config: &Config) -> MachineLimits {

@@ -15,8 +15,9 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use super::{
     Catalog, ReadError, Reading, SessionNames,
     lex::{Kind, Lexer},
-    read,
+    parse::ReadLimits,
     reading::Reuse,
+    walk::read_within,
 };
 
 /// Bytes of a key beyond which a reading is not kept.
@@ -48,6 +49,7 @@ pub struct ReadingCache {
     hasher: DefaultHashBuilder,
     /// Of one shard.
     limits: CacheLimits,
+    within: ReadLimits,
 }
 
 #[derive(Debug, Default)]
@@ -73,12 +75,13 @@ thread_local! {
 }
 
 impl ReadingCache {
-    /// An empty cache.
-    pub fn new(limits: CacheLimits) -> Self {
+    /// An empty cache, for texts within these limits: what is over them is never read, and so never kept.
+    pub fn new(limits: CacheLimits, within: ReadLimits) -> Self {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: DefaultHashBuilder::default(),
             limits: CacheLimits { entries: (limits.entries / SHARDS).max(1), bytes: limits.bytes / SHARDS },
+            within,
         }
     }
 
@@ -99,7 +102,7 @@ impl ReadingCache {
         if let Some(reading) = self.get(text, catalog, names) {
             return Ok(reading);
         }
-        let reading = Arc::new(read(text, catalog, names)?);
+        let reading = Arc::new(read_within(text, catalog, names, self.within)?);
         KEY.with_borrow_mut(|key| {
             let keep = match reading.reuse {
                 Reuse::Shape => write_shape(key, text, catalog, names) || write_text(key, text, catalog, names),
@@ -166,7 +169,7 @@ impl Shard {
 
 impl Default for ReadingCache {
     fn default() -> Self {
-        Self::new(CacheLimits::default())
+        Self::new(CacheLimits::default(), ReadLimits::default())
     }
 }
 
@@ -281,7 +284,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_has_an_end() {
-        let cache = ReadingCache::new(CacheLimits { entries: 64, bytes: 1 << 20 });
+        let cache = ReadingCache::new(CacheLimits { entries: 64, bytes: 1 << 20 }, ReadLimits::default());
         let catalog = Catalog::default();
         let names = SessionNames::new("app", SearchPath::parse("public").unwrap());
         for i in 0..2000 {

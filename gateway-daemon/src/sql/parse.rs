@@ -18,6 +18,21 @@ pub const MAX_TOKENS: usize = 200_000;
 /// at what an optimized build can decode in 16 MiB.
 pub const MAX_NESTING: usize = 400;
 
+/// What of a text is read, within what the parser can bear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// At most [`MAX_NESTING`].
+    pub nesting: usize,
+    /// At most [`MAX_TOKENS`].
+    pub tokens: usize,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self { nesting: MAX_NESTING, tokens: MAX_TOKENS }
+    }
+}
+
 /// Why a text could not be read. It is then unknown, and refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -28,14 +43,20 @@ pub enum ReadError {
         len: usize,
     },
     /// More tokens than are read.
-    #[error("the statement has more than {MAX_TOKENS} tokens")]
-    TooManyTokens,
+    #[error("the statement has more than {limit} tokens, the limit of limits.statement_tokens")]
+    TooManyTokens {
+        /// See [`ReadLimits::tokens`].
+        limit: usize,
+    },
     /// NUL ends a text for the server, but not for us.
     #[error("the statement holds a NUL byte")]
     Nul,
     /// Nested deeper than is read.
-    #[error("the statement nests deeper than {MAX_NESTING} levels")]
-    TooDeep,
+    #[error("the statement nests deeper than {limit} levels, the limit of limits.statement_nesting")]
+    TooDeep {
+        /// See [`ReadLimits::nesting`].
+        limit: usize,
+    },
     /// Not even tokens.
     #[error("the statement cannot be scanned")]
     Scan {
@@ -55,8 +76,8 @@ pub enum ReadError {
 }
 
 /// Parses a text that may hold several statements.
-pub(super) fn parse(text: &str) -> Result<Vec<RawStmt>, ReadError> {
-    check(text)?;
+pub(super) fn parse(text: &str, limits: ReadLimits) -> Result<Vec<RawStmt>, ReadError> {
+    check(text, limits)?;
     // The tree builder is another's code over the agent's bytes: a panic there ends one reading, not the session's thread.
     let parsed = panic::catch_unwind(|| pg_query::parse(text, pg_query::ParserOptions::DEFAULT))
         .map_err(|_| ReadError::Parser)?;
@@ -69,7 +90,8 @@ pub(super) fn parse(text: &str) -> Result<Vec<RawStmt>, ReadError> {
 }
 
 /// The byte checks: whatever passes can neither overflow the stack nor keep the parser busy out of proportion.
-fn check(text: &str) -> Result<(), ReadError> {
+fn check(text: &str, limits: ReadLimits) -> Result<(), ReadError> {
+    let limits = ReadLimits { nesting: limits.nesting.min(MAX_NESTING), tokens: limits.tokens.min(MAX_TOKENS) };
     if text.len() > MAX_TEXT_BYTES {
         return Err(ReadError::TooLong { len: text.len() });
     }
@@ -79,11 +101,11 @@ fn check(text: &str) -> Result<(), ReadError> {
     let mut depth = Depth::default();
     for (count, token) in Lexer::new(text).enumerate() {
         let token = token.map_err(|source| ReadError::Scan { source })?;
-        if count >= MAX_TOKENS {
-            return Err(ReadError::TooManyTokens);
+        if count >= limits.tokens {
+            return Err(ReadError::TooManyTokens { limit: limits.tokens });
         }
-        if depth.take(token.kind, text.get(token.range()).unwrap_or_default()) > MAX_NESTING {
-            return Err(ReadError::TooDeep);
+        if depth.take(token.kind, text.get(token.range()).unwrap_or_default()) > limits.nesting {
+            return Err(ReadError::TooDeep { limit: limits.nesting });
         }
     }
     Ok(())
@@ -221,6 +243,10 @@ impl Depth {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Vec<RawStmt>, ReadError> {
+        super::parse(text, ReadLimits::default())
+    }
+
     #[test]
     fn deep_nesting_is_refused_before_the_parser_sees_it() {
         let many = MAX_NESTING + 1;
@@ -238,7 +264,7 @@ mod tests {
             format!("SELECT 1{}", " + a.and".repeat(many)),
             format!("SELECT 1{}", " + a . /* x */ OR".repeat(many)),
         ] {
-            assert_eq!(parse(&text), Err(ReadError::TooDeep), "{}", &text[..40]);
+            assert_eq!(parse(&text), Err(ReadError::TooDeep { limit: MAX_NESTING }), "{}", &text[..40]);
         }
     }
 
@@ -269,7 +295,7 @@ mod tests {
     fn bytes_that_cannot_be_a_statement_are_refused() {
         assert_eq!(parse("SELECT 1\0; DROP TABLE t"), Err(ReadError::Nul));
         assert_eq!(parse(&" ".repeat(MAX_TEXT_BYTES + 1)), Err(ReadError::TooLong { len: MAX_TEXT_BYTES + 1 }));
-        assert_eq!(parse(&"1,".repeat(MAX_TOKENS)), Err(ReadError::TooManyTokens));
+        assert_eq!(parse(&"1,".repeat(MAX_TOKENS)), Err(ReadError::TooManyTokens { limit: MAX_TOKENS }));
         assert_eq!(parse("SELECT 'a"), Err(ReadError::Scan { source: LexError::Unterminated }));
         assert!(matches!(parse("SELEC 1"), Err(ReadError::Syntax { .. })));
         assert!(parse("))))))) + ((((").is_err());

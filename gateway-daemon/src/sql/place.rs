@@ -11,7 +11,7 @@ use super::{
     access::Object,
     lex::Lexer,
     names::cut,
-    parse::{ReadError, parse},
+    parse::{ReadError, ReadLimits, parse},
 };
 
 /// Longer texts are not read a second time for a place.
@@ -24,7 +24,7 @@ pub fn place_of(text: &str, object: &Object) -> Option<usize> {
     if text.len() > MAX_BYTES {
         return None;
     }
-    let stmts = parse(text).ok()?;
+    let stmts = parse(text, ReadLimits::default()).ok()?;
     // Another's code over the agent's bytes, as in `parse`.
     let location = panic::catch_unwind(|| {
         let tree = ParseResult { version: 0, stmts };
@@ -66,7 +66,7 @@ pub fn place_of_syntax_error(text: &str, error: &ReadError) -> Option<usize> {
     let candidates = starts.filter(|&start| text.get(start..).is_some_and(|rest| rest.starts_with(near)));
     let start = candidates.take(MAX_TRIES).find(|start| {
         let upto = text.get(..start.saturating_add(near.len())).unwrap_or_default();
-        matches!(parse(upto), Err(ReadError::Syntax { message: again }) if again == *message)
+        matches!(parse(upto, ReadLimits::default()), Err(ReadError::Syntax { message: again }) if again == *message)
     })?;
     characters(text, start)
 }
@@ -99,7 +99,7 @@ mod tests {
             "SELECT 1 + ▲* 2 * 3",
         ] {
             let (text, place) = marked(text);
-            let error = parse(&text).unwrap_err();
+            let error = parse(&text, ReadLimits::default()).unwrap_err();
             assert_eq!(place_of_syntax_error(&text, &error), place, "{text}: {error}");
         }
     }

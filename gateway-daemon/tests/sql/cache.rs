@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gateway_daemon::sql::{CacheLimits, ReadingCache, read};
+use gateway_daemon::sql::{CacheLimits, ReadLimits, ReadingCache, read};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use crate::support::{CATALOG, cases, on_a_big_stack};
@@ -44,7 +44,7 @@ fn reading_through_the_cache_equals_reading_without() {
     on_a_big_stack(|| {
         let texts: Vec<String> =
             ["benign.jsonl", "attacks.jsonl"].iter().flat_map(|f| cases(f)).flat_map(|c| c.texts).collect();
-        let cache = ReadingCache::new(CacheLimits { entries: 400, bytes: 4 << 20 });
+        let cache = ReadingCache::new(CacheLimits { entries: 400, bytes: 4 << 20 }, ReadLimits::default());
         let names = CATALOG.session_names();
         let mut runner =
             TestRunner::new(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() });

@@ -66,7 +66,7 @@ fn whatever_is_not_refused_as_too_deep_is_read_without_end_of_stack() {
             while fails - passes > 1 {
                 let middle = passes.midpoint(fails);
                 match read(&nest(middle), &CATALOG, &CATALOG.session_names()) {
-                    Err(ReadError::TooDeep) => fails = middle,
+                    Err(ReadError::TooDeep { .. }) => fails = middle,
                     Ok(_) | Err(_) => passes = middle,
                 }
             }

@@ -278,6 +278,8 @@ fn each_limit_is_enforced_and_named() -> Result<()> {
         setup.set("limits.idle", "2s")?;
         setup.set("limits.startup", "2s")?;
         setup.set("limits.prepared_statements", 3)?;
+        setup.set("limits.statement_nesting", 8)?;
+        setup.set("limits.statement_tokens", 64)?;
         setup.set("limits.pipeline", 16)
     })?;
     let stage = Stage { weir, database };
@@ -290,6 +292,8 @@ fn each_limit_is_enforced_and_named() -> Result<()> {
         "many_names",
         &["Z I", "1", "1", "1", names, "Z I", "2", "D 1", "C SELECT 1", "Z I", "C DEALLOCATE ALL", "Z I", "1", "Z I"],
     )?;
+    let (deep, wide) = ("E 54000 …limits.statement_nesting", "E 54000 …limits.statement_tokens");
+    stage.plays("deep_and_wide", &["Z I", deep, "Z I", wide, "Z I", "T", "D 1", "C SELECT 1", "Z I"])?;
     // A pipeline over its limit is only read more slowly.
     let shown = play(&stage.weir.agent("claude")?, &stage.database, SCENARIOS, "long_pipeline", Style::Brief)?;
     assert_eq!(shown.lines().filter(|line| *line == "C SELECT 1").count(), 200, "{shown}");

@@ -158,6 +158,13 @@ def connections():
     kept.pop().ask(query("SELECT 'the first goes on'"))
 
 
+def deep_and_wide():
+    c = Client()
+    c.ask(query("SELECT " + "(" * 9 + "1" + ")" * 9))
+    c.ask(query("SELECT 1" + ", 1" * 50))
+    c.ask(query("SELECT 1"))
+
+
 def idle():
     Client().ready()
 

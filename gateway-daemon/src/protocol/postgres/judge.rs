@@ -125,7 +125,9 @@ impl SessionJudge {
     fn never(&self, sql: &str, error: &ReadError) -> Unread {
         let (sqlstate, message) = match error {
             ReadError::Syntax { message } => (SYNTAX_ERROR, message.clone()),
-            ReadError::TooLong { .. } | ReadError::TooManyTokens | ReadError::TooDeep => (LIMIT, error.to_string()),
+            ReadError::TooLong { .. } | ReadError::TooManyTokens { .. } | ReadError::TooDeep { .. } => {
+                (LIMIT, error.to_string())
+            }
             ReadError::Nul | ReadError::Scan { .. } | ReadError::Parser => (SYNTAX_ERROR, error.to_string()),
         };
         let detail = "Weir could not read the statement, so it was not forwarded.".to_owned();

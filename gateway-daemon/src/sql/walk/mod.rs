@@ -29,7 +29,7 @@ use super::{
     catalog::Catalog,
     lists::{Readable, readable_catalog},
     names::{NameEffect, SessionNames},
-    parse::{ReadError, parse},
+    parse::{ReadError, ReadLimits, parse},
     reading::{FunctionUse, Reading, Reuse, StatementKind, StatementReading},
     redact::literals,
 };
@@ -46,7 +46,17 @@ const MAX_ITEMS: usize = 1_000;
 /// # Errors
 /// When the text cannot be read; it is then unknown, and to be refused.
 pub fn read(text: &str, catalog: &Catalog, names: &SessionNames) -> Result<Reading, ReadError> {
-    let raw = parse(text)?;
+    read_within(text, catalog, names, ReadLimits::default())
+}
+
+/// [`read`] within an operator's limits.
+pub(super) fn read_within(
+    text: &str,
+    catalog: &Catalog,
+    names: &SessionNames,
+    limits: ReadLimits,
+) -> Result<Reading, ReadError> {
+    let raw = parse(text, limits)?;
     let mut reading = Reading { statements: Vec::with_capacity(raw.len()), reuse: Reuse::Shape, secrets: Vec::new() };
     if raw.is_empty() {
         reading.statements.push(empty());
