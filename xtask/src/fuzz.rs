@@ -66,7 +66,8 @@ fn statements(cases: &Path, corpus: &Path) -> Result<()> {
     let cases = fs::read_to_string(cases).with_context(|| format!("cannot read {}", cases.display()))?;
     for case in cases.lines() {
         let case: serde_json::Value = serde_json::from_str(case)?;
-        if let (Some(id), Some(sql)) = (case["id"].as_str(), case["sql"].as_str()) {
+        let text = |key| case.get(key).and_then(serde_json::Value::as_str);
+        if let (Some(id), Some(sql)) = (text("id"), text("sql")) {
             fs::write(corpus.join(format!("case-{}", id.replace('/', "-"))), sql)?;
         }
     }
