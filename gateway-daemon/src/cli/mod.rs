@@ -20,6 +20,7 @@ use crate::{
 mod agents;
 mod doctor;
 mod policies;
+mod policy_tests;
 mod records;
 
 /// Weir identifies AI agents, decides every statement that they send to a database, and records what they get.

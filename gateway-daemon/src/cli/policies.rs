@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{ask_row, plain, print_json, print_text};
+use super::{ask_row, plain, policy_tests, print_json, print_text};
 use crate::{
     config::Config,
     control::{ExplainRequest, Request},
@@ -30,6 +30,36 @@ Exit status: 0 when the folder would load, 1 when it has a fault.")]
     Check {
         /// The folder.
         dir: PathBuf,
+    },
+    /// Test policies: whether they decide statements as a file of cases says; no daemon or server is asked.
+    #[command(after_help = "\
+Examples:
+  weir policy test policies/tests/baseline.toml
+  weir policy test mine.toml --policies /etc/weir/policies
+
+A file of tests:
+  policies = \"..\"                        the folder, from the file's own
+  [defaults]
+  agent = \"claude\"
+  connection = \"orders\"
+  database = \"shop\"
+  [[table]]
+  name = \"public.customers\"
+  columns = [\"id\", \"name\", \"email\"]
+  [[case]]
+  name = \"readers delete nothing\"
+  groups = [\"corp/readers\"]
+  sql = \"DELETE FROM customers\"
+  expect = \"deny\"
+  policy = []                             the @id that decides, or several; [] for none
+
+Exit status: 0 when every case comes out as it says, 1 when one does not.")]
+    Test {
+        /// The file of tests.
+        file: PathBuf,
+        /// The folder of policies, in place of the one that the file names.
+        #[arg(long, value_name = "DIR")]
+        policies: Option<PathBuf>,
     },
     /// Print the Cedar schema that policies are checked against.
     #[command(after_help = "\
@@ -86,6 +116,7 @@ pub(super) fn policy(config: &Path, verb: PolicyVerb) -> Result<ExitCode> {
             writeln!(io::stdout().lock(), "{}", lines(&check.to_string(), usize::MAX))?;
             Ok(check.exit_code().into())
         }
+        PolicyVerb::Test { file, policies } => policy_tests::run(&file, policies),
         PolicyVerb::Schema => {
             write!(io::stdout().lock(), "{}", crate::policy::SCHEMA)?;
             Ok(ExitCode::SUCCESS)

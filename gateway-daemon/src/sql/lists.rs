@@ -77,6 +77,25 @@ pub(super) fn readable_catalog(schema: &str, relation: &str) -> Option<&'static 
     CATALOGS.get(schema)?.get(relation)
 }
 
+/// Every catalogue relation on the list, with the columns that are named of it: none where all may be read.
+pub(super) fn catalog_relations()
+-> impl Iterator<Item = (&'static str, &'static str, impl Iterator<Item = &'static str>)> {
+    CATALOGS.iter().flat_map(|(schema, relations)| {
+        relations.iter().map(|(name, readable)| {
+            let columns = match readable {
+                Readable::All => None,
+                Readable::Columns(columns) => Some(columns.iter().copied()),
+            };
+            (*schema, *name, columns.into_iter().flatten())
+        })
+    })
+}
+
+/// Every function on the list; all are pg_catalog's.
+pub(super) fn function_names() -> impl Iterator<Item = &'static str> {
+    FUNCTIONS.keys().copied()
+}
+
 pub(super) fn setting_rule(name: &str) -> Option<&'static SettingRule> {
     SETTINGS.get(name)
 }

@@ -7,6 +7,7 @@
 mod access;
 mod cache;
 mod catalog;
+mod declared;
 mod lex;
 mod lists;
 mod names;
@@ -19,6 +20,7 @@ mod walk;
 pub use access::{Access, Action, Class, Columns, Name, Object};
 pub use cache::{CacheLimits, ReadingCache};
 pub use catalog::{Catalog, CatalogError, CatalogVersion, MAX_CATALOG_ROWS, Relation, RelationKind};
+pub use declared::DeclaredTable;
 pub use lex::{LexError, MAX_COMMENT_DEPTH};
 pub use names::{
     MAX_IDENTIFIER_BYTES, MAX_PATH_SCHEMAS, MAX_SEARCH_PATHS, MAX_TEMPORARY, NameEffect, SearchPath, SearchPathError,
