@@ -54,7 +54,6 @@ impl TryFrom<String> for SessionId {
 /// One event. The store adds the sequence number and the time (UTC, never backwards on one node).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "events are made, encoded and dropped one at a time")]
 pub enum Event {
     /// A connection was accepted, identified, and is served from here on.
     #[n(0)]
