@@ -1,7 +1,7 @@
 //! `weir policy test`: the example policies decide as their tests say, and a test that does not hold is told.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,18 +11,18 @@ fn examples() -> PathBuf {
 }
 
 /// Exit status, what was said, and the errors.
-fn run(file: &Path, more: &[&str]) -> (Option<i32>, String, String) {
+fn run(file: &Path, more: &[&str]) -> io::Result<(Option<i32>, String, String)> {
     let mut weir = Command::new(env!("CARGO_BIN_EXE_weir"));
-    let output = weir.args(["policy", "test"]).arg(file).args(more).output().expect("weir");
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
+    let output = weir.args(["policy", "test"]).arg(file).args(more).output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
 }
 
 #[test]
 fn the_example_policies_decide_as_their_tests_say() {
     let mut files = 0;
     for file in fs::read_dir(examples().join("tests")).expect("a folder") {
-        let (status, out, errors) = run(&file.expect("a file").path(), &[]);
+        let (status, out, errors) = run(&file.expect("a file").path(), &[]).expect("weir");
         assert_eq!((status, &*errors), (Some(0), ""), "{out}");
         files += 1;
     }
@@ -56,7 +56,7 @@ policy = "writers-rows"
 "#;
     fs::write(&file, cases).expect("a file");
     let policies = examples().display().to_string();
-    let (status, out, errors) = run(&file, &["--policies", &policies]);
+    let (status, out, errors) = run(&file, &["--policies", &policies]).expect("weir");
     assert_eq!((status, &*errors), (Some(1), ""), "{out}");
     let told: Vec<_> = out.lines().filter(|line| line.starts_with("FAILED") || line.contains("expected")).collect();
     assert!(told[0].starts_with("FAILED the price (") && told[0].ends_with("wrong.toml, line 9)"), "{out}");
@@ -79,7 +79,7 @@ fn a_file_that_is_no_file_of_tests_says_what_it_lacks() {
     ] {
         let file = folder.path().join(name);
         fs::write(&file, text).expect("a file");
-        let (status, out, errors) = run(&file, &[]);
+        let (status, out, errors) = run(&file, &[]).expect("weir");
         assert_eq!((status, &*out), (Some(1), ""), "{name}");
         assert!(errors.contains(fault), "{name}: {errors}");
     }
