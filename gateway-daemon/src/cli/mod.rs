@@ -19,6 +19,7 @@ use crate::{
 
 mod agents;
 mod doctor;
+mod manual;
 mod policies;
 mod policy_tests;
 mod records;
@@ -155,6 +156,23 @@ Examples:
 Examples:
   weir detach                                   says what it took, a line each")]
     Detach,
+    /// Print what a shell needs to complete Weir's words.
+    #[command(after_help = "\
+Examples:
+  weir completions bash > /usr/share/bash-completion/completions/weir
+  weir completions zsh > /usr/share/zsh/vendor-completions/_weir")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual: a page for each verb.
+    #[command(after_help = "\
+Examples:
+  weir man /usr/local/share/man/man1 && man weir-policy-test")]
+    Man {
+        /// The folder; it is made where it is missing.
+        folder: PathBuf,
+    },
     /// The process that starts commands; the daemon runs it.
     #[command(hide = true)]
     Launcher,
@@ -241,6 +259,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Session(verb) => agents::session(config, verb),
         Verb::Ca(verb) => agents::ca(config, verb),
         Verb::Detach => detach(config),
+        Verb::Completions { shell } => manual::completions(shell),
+        Verb::Man { folder } => manual::man(&folder),
     }
 }
 

@@ -86,3 +86,19 @@ fn an_error_tells_each_cause_once() {
     assert_eq!(told(&cause().context("cannot read x")), "cannot read x: no such file");
     assert_eq!(told(&cause().context("cannot read x: no such file")), "cannot read x: no such file");
 }
+
+#[test]
+fn the_manual_has_a_page_for_every_verb_and_each_shell_its_completions() {
+    let folder = tempfile::tempdir().unwrap();
+    super::manual::man(folder.path()).unwrap();
+    for verb in verbs(&command()) {
+        let (words, page) = (words(&verb), folder.path().join(words(&verb).replace(' ', "-") + ".1"));
+        let page = std::fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        assert!(page.contains(".SH SYNOPSIS") && page.contains("Examples:"), "{words}: {page}");
+    }
+    for shell in <clap_complete::Shell as clap::ValueEnum>::value_variants() {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "weir", &mut script);
+        assert!(String::from_utf8(script).unwrap().contains("policy"), "{shell}");
+    }
+}
