@@ -72,7 +72,7 @@ impl PolicySet {
                 None => permits.extend(policies),
                 Some(reason) => {
                     let what = what(query, access);
-                    let access = Some(access.clone());
+                    let access = Some(Box::new(access.clone()));
                     return (Verdict::Deny { what, reason, access }, policies);
                 }
             }

@@ -24,7 +24,7 @@ pub enum Verdict {
         /// Why: the description of the policy that forbids, or that none permits.
         reason: String,
         /// That access itself, by which its place in the text is found.
-        access: Option<Access>,
+        access: Option<Box<Access>>,
     },
 }
 
@@ -68,7 +68,7 @@ pub struct Refusal {
     /// The policies that forbid; empty where none permits.
     pub policies: Vec<PolicyId>,
     /// The access that was refused, where it is one.
-    pub access: Option<Access>,
+    pub access: Option<Box<Access>>,
 }
 
 impl Decision {

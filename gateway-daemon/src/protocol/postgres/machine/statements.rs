@@ -292,7 +292,7 @@ impl<J: Judge> Machine<J> {
     fn clear(&self, judged: &Judged, text: Option<&str>) -> Result<Clearance, ErrorAnswer> {
         match (judged.judgement.decision.clear(), &judged.impossible) {
             (Err(refusal), _) => {
-                let place = text.zip(refusal.access.as_ref()).and_then(|(text, access)| place_of(text, access));
+                let place = text.zip(refusal.access.as_deref()).and_then(|(text, access)| place_of(text, access));
                 Err(self.refusal(&refusal).at(place))
             }
             (Ok(_), Some(answer)) => Err(answer.clone()),
