@@ -118,7 +118,7 @@ impl Judge for Rc<Policy> {
     fn decide(&mut self, reading: &Arc<Reading>, named: &[Arc<Reading>]) -> Arc<Judgement> {
         let mut statements = std::iter::once(reading).chain(named).flat_map(|reading| &reading.statements);
         let allowed = statements.all(|statement| self.allows(statement));
-        let deny = Verdict::Deny { what: "refused".to_owned(), reason: "the policy says so".to_owned(), object: None };
+        let deny = Verdict::Deny { what: "refused".to_owned(), reason: "the policy says so".to_owned(), access: None };
         let decision = Decision {
             verdict: if allowed { Verdict::Allow } else { deny },
             policies: Vec::new(),

@@ -54,7 +54,7 @@ impl PolicySet {
     fn verdict(&self, query: &Query<'_>) -> (Verdict, Vec<PolicyId>) {
         if query.accesses.is_empty() {
             let reason = "it was not understood: nothing is known of what it does".to_owned();
-            return (Verdict::Deny { what: "the statement".to_owned(), reason, object: None }, Vec::new());
+            return (Verdict::Deny { what: "the statement".to_owned(), reason, access: None }, Vec::new());
         }
         let principal = self.slices().principal(self.rules(), query.identity);
         let mut asked = HashSet::new();
@@ -65,14 +65,15 @@ impl PolicySet {
             }
             if asked.len() > MAX_ACCESSES {
                 let reason = format!("it does more than {MAX_ACCESSES} different things, the limit of one statement");
-                return (Verdict::Deny { what: "the statement".to_owned(), reason, object: None }, Vec::new());
+                return (Verdict::Deny { what: "the statement".to_owned(), reason, access: None }, Vec::new());
             }
             let Answer { outcome, policies } = principal.answer(self.rules(), query, access);
             match self.refusal(query, access, &outcome, &policies) {
                 None => permits.extend(policies),
                 Some(reason) => {
-                    let object = Some(access.object.clone());
-                    return (Verdict::Deny { what: what(query, access), reason, object }, policies);
+                    let what = what(query, access);
+                    let access = Some(Box::new(access.clone()));
+                    return (Verdict::Deny { what, reason, access }, policies);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::sql::Object;
+use crate::sql::Access;
 
 /// The `@id` of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,8 +23,8 @@ pub enum Verdict {
         what: String,
         /// Why: the description of the policy that forbids, or that none permits.
         reason: String,
-        /// The object of that access, by which its place in the text is found.
-        object: Option<Object>,
+        /// That access itself, by which its place in the text is found.
+        access: Option<Box<Access>>,
     },
 }
 
@@ -67,8 +67,8 @@ pub struct Refusal {
     pub reason: String,
     /// The policies that forbid; empty where none permits.
     pub policies: Vec<PolicyId>,
-    /// The object that was refused.
-    pub object: Option<Object>,
+    /// The access that was refused, where it is one.
+    pub access: Option<Box<Access>>,
 }
 
 impl Decision {
@@ -80,11 +80,11 @@ impl Decision {
         match &self.verdict {
             Verdict::Allow if self.durable_first => Ok(Clearance::Effect(EffectClearance(()))),
             Verdict::Allow => Ok(Clearance::Read(ReadClearance(()))),
-            Verdict::Deny { what, reason, object } => Err(Refusal {
+            Verdict::Deny { what, reason, access } => Err(Refusal {
                 what: what.clone(),
                 reason: reason.clone(),
                 policies: self.policies.clone(),
-                object: object.clone(),
+                access: access.clone(),
             }),
         }
     }

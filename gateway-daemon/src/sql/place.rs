@@ -5,10 +5,13 @@
 
 use std::panic;
 
-use pg_query::{NodeRef, protobuf::ParseResult};
+use pg_query::{
+    NodeRef,
+    protobuf::{ParseResult, RangeVar},
+};
 
 use super::{
-    access::Object,
+    access::{Access, Action, Object},
     lex::Lexer,
     names::cut,
     parse::{ReadError, ReadLimits, parse},
@@ -19,8 +22,9 @@ const MAX_BYTES: usize = 16 << 10;
 /// Tokens that are tried as the one where the grammar gave up.
 const MAX_TRIES: usize = 16;
 
-/// Where a text names an object: a relation, or a function that it calls.
-pub fn place_of(text: &str, object: &Object) -> Option<usize> {
+/// Where a text does what an access says: names the relation, or calls the function. A relation that is both read and
+/// changed stands at two places; each access has its own.
+pub fn place_of(text: &str, access: &Access) -> Option<usize> {
     if text.len() > MAX_BYTES {
         return None;
     }
@@ -29,9 +33,34 @@ pub fn place_of(text: &str, object: &Object) -> Option<usize> {
     let location = panic::catch_unwind(|| {
         let tree = ParseResult { version: 0, stmts };
         let nodes = tree.stmts.iter().filter_map(|raw| raw.stmt.as_ref()?.node.as_ref()).flat_map(|node| node.nodes());
-        nodes.filter_map(|(node, ..)| location(node, object)).min()
+        among(&nodes.map(|(node, ..)| node).collect::<Vec<_>>(), access)
     });
     characters(text, usize::try_from(location.ok()??).ok()?)
+}
+
+fn among(nodes: &[NodeRef<'_>], access: &Access) -> Option<i32> {
+    let named = || nodes.iter().filter_map(|node| location(*node, &access.object));
+    let changed = |action: Option<Action>| {
+        let targets = nodes.iter().filter_map(|node| target(*node));
+        let targets = targets.filter(move |(does, _)| action.is_none_or(|action| does.contains(&action)));
+        targets.filter_map(|(_, relation)| location(NodeRef::RangeVar(relation), &access.object))
+    };
+    if [Action::Insert, Action::Update, Action::Delete].contains(&access.action) {
+        // FOR UPDATE locks what FROM names, which is certain where that is named once.
+        return changed(Some(access.action)).min().or_else(|| named().next().filter(|_| named().count() == 1));
+    }
+    named().filter(|at| !changed(None).any(|target| target == *at)).min().or_else(|| named().min())
+}
+
+/// What a statement changes, and how.
+fn target(node: NodeRef<'_>) -> Option<(&'static [Action], &RangeVar)> {
+    match node {
+        NodeRef::InsertStmt(e) => Some((&[Action::Insert, Action::Update], e.relation.as_ref()?)),
+        NodeRef::UpdateStmt(e) => Some((&[Action::Update], e.relation.as_ref()?)),
+        NodeRef::DeleteStmt(e) => Some((&[Action::Delete], e.relation.as_ref()?)),
+        NodeRef::MergeStmt(e) => Some((&[Action::Insert, Action::Update, Action::Delete], e.relation.as_ref()?)),
+        _ => None,
+    }
 }
 
 /// Where a node begins that names the object.
@@ -79,6 +108,7 @@ fn characters(text: &str, byte: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::Columns;
 
     /// The place, checked against a mark in the text.
     fn marked(marked: &str) -> (String, Option<usize>) {
@@ -105,20 +135,27 @@ mod tests {
     }
 
     #[test]
-    fn an_object_stands_where_the_text_names_it_first() {
+    fn what_is_refused_stands_where_the_text_does_it() {
         let relation = |schema: &str, name: &str| Object::Relation { schema: schema.into(), name: name.into() };
         let function = Object::Function { schema: "public".into(), name: "f".into() };
-        for (text, object) in [
-            ("SELECT secrets.a, 'é' FROM ▲secrets", relation("public", "secrets")),
-            ("SELECT 1 FROM b.secrets, ▲a.secrets", relation("a", "secrets")),
-            ("WITH x AS (SELECT '日本' FROM ▲\"Secrets\") SELECT * FROM x", relation("public", "Secrets")),
-            ("UPDATE ▲t SET a = 1", relation("public", "t")),
-            ("SELECT 1; DELETE FROM ▲t", relation("public", "t")),
-            ("SELECT 'ü', ▲f(1)", function),
-            ("SELECT 1 FROM other", relation("public", "t")),
+        for (text, action, object) in [
+            ("SELECT secrets.a, 'é' FROM ▲secrets", Action::Select, relation("public", "secrets")),
+            ("SELECT 1 FROM b.secrets, ▲a.secrets", Action::Select, relation("a", "secrets")),
+            ("WITH x AS (SELECT '日本' FROM ▲\"S\") SELECT * FROM x", Action::Select, relation("public", "S")),
+            ("UPDATE ▲t SET a = 1", Action::Update, relation("public", "t")),
+            ("UPDATE ▲t SET a = 1 WHERE b = 2", Action::Select, relation("public", "t")),
+            ("SELECT 1; DELETE FROM ▲t", Action::Delete, relation("public", "t")),
+            ("WITH x AS (SELECT * FROM t) DELETE FROM ▲t", Action::Delete, relation("public", "t")),
+            ("INSERT INTO t SELECT * FROM ▲t", Action::Select, relation("public", "t")),
+            ("INSERT INTO ▲t SELECT * FROM t", Action::Insert, relation("public", "t")),
+            ("SELECT * FROM ▲t FOR UPDATE", Action::Update, relation("public", "t")),
+            ("SELECT * FROM t x, t y FOR UPDATE", Action::Update, relation("public", "t")),
+            ("SELECT 'ü', ▲f(1)", Action::Call, function),
+            ("SELECT 1 FROM other", Action::Select, relation("public", "t")),
         ] {
             let (text, place) = marked(text);
-            assert_eq!(place_of(&text, &object), place, "{text}");
+            let access = Access { action, object, columns: Columns::None };
+            assert_eq!(place_of(&text, &access), place, "{text}");
         }
     }
 }

@@ -171,7 +171,7 @@ impl SessionJudge {
             decision.verdict = Verdict::Deny {
                 what: format!("`role` on {}", self.role),
                 reason: "the role that Weir itself uses can be changed by no policy".to_owned(),
-                object: None,
+                access: None,
             };
             decision.policies.clear();
         }
@@ -218,7 +218,7 @@ impl Judge for SessionJudge {
                 verdict: Verdict::Deny {
                     what: "any statement".into(),
                     reason: self.run.standing_now().to_string(),
-                    object: None,
+                    access: None,
                 },
                 policies: Vec::new(),
                 set: set.id(),

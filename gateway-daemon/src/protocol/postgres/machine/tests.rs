@@ -33,7 +33,7 @@ impl Judge for TestJudge {
         }
         let refused = accesses.iter().any(|access| access.contains(self.forbidden));
         let verdict = if refused {
-            Verdict::Deny { what: self.forbidden.to_owned(), reason: "a test says so".to_owned(), object: None }
+            Verdict::Deny { what: self.forbidden.to_owned(), reason: "a test says so".to_owned(), access: None }
         } else {
             Verdict::Allow
         };

@@ -159,7 +159,7 @@ impl<J: Judge> Machine<J> {
             }
         };
         let decision = Decision {
-            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone(), object: None },
+            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone(), access: None },
             policies: Vec::new(),
             set: PolicySetId([0; 32]),
             durable_first: true,
@@ -203,7 +203,7 @@ impl<J: Judge> Machine<J> {
     pub(super) fn clear(&self, judged: &Judged, text: Option<&str>) -> Result<Clearance, ErrorAnswer> {
         match (judged.judgement.decision.clear(), &judged.impossible) {
             (Err(refusal), _) => {
-                let place = text.zip(refusal.object.as_ref()).and_then(|(text, object)| place_of(text, object));
+                let place = text.zip(refusal.access.as_deref()).and_then(|(text, access)| place_of(text, access));
                 Err(self.refusal(&refusal).at(place))
             }
             (Ok(_), Some(answer)) => Err(answer.clone()),
