@@ -161,6 +161,7 @@ fn what_is_no_plain_file_is_refused_and_what_looks_like_policies_is_warned_of() 
     fs::write(path("b.cedar.bak"), "nothing").unwrap();
     fs::write(path(".hidden.cedar"), "nothing").unwrap();
     fs::create_dir(path("more")).unwrap();
+    fs::create_dir(path("tests")).unwrap();
     let told = check(dir.path(), None);
     assert_eq!(told.exit_code(), 0);
     let ignored: Vec<_> = told.warnings.iter().map(|warning| warning.kind.to_string()).collect();

@@ -32,6 +32,8 @@ pub(super) const MAX_DEPTH: usize = 16;
 pub(super) const MAX_IFS: usize = 8;
 /// Operator characters of one policy: a long `a && b && …` is a deep tree.
 pub(super) const MAX_OPERATORS: usize = 512;
+/// The folder beside the policies that may hold their tests, for `weir policy test`.
+const TESTS: &str = "tests";
 /// Stack to read policies on; what is within the limits above needs less than a quarter of it.
 const STACK_BYTES: usize = 32 << 20;
 /// Bytes of an `@id`.
@@ -170,7 +172,7 @@ impl Folder {
             let is_policy = name.ends_with(".cedar") && !name.starts_with('.');
             if is_policy {
                 names.insert(name, entry.path());
-            } else if name.contains(".cedar") || entry.file_type()?.is_dir() {
+            } else if name.contains(".cedar") || (entry.file_type()?.is_dir() && name != TESTS) {
                 ignored.insert(name);
             }
         }
