@@ -76,7 +76,9 @@ struct Side<S> {
 }
 
 impl<S> Side<S> {
-    const fn new(stream: S, left: BytesMut) -> Self {
+    fn new(stream: S, left: BytesMut) -> Self {
+        // Nothing left over, no buffer.
+        let left = if left.is_empty() { BytesMut::new() } else { left };
         // What is left over from the start has not been looked at.
         Self { stream, left, stop: Stop::Busy, ended: false, needs_flush: false }
     }

@@ -136,7 +136,8 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
                 return;
             }
         };
-        let opening = open(&front, stream, &run, &target, origin, &mut opened);
+        // Boxed, as all that is over before the session begins: a session's memory is its task's.
+        let opening = Box::pin(open(&front, stream, &run, &target, origin, &mut opened));
         let outcome = match tokio::time::timeout(front.startup_deadline, opening).await {
             Ok(outcome) => outcome,
             Err(_) => Err(NoSession::Silent("the start-up took longer than limits.startup".into())),
@@ -224,14 +225,14 @@ async fn session(
     let mut log = front.recorder.session(caller.id);
     let agent_tls = opened.as_ref().is_some_and(AgentStream::is_tls);
     let start = session_start(run, target, caller, &identity, &startup, &database, agent_tls);
-    let connected = connect(run, target, caller, &startup, &database).await;
+    let connected = Box::pin(connect(run, target, caller, &startup, &database)).await;
     let start = match &connected {
         Ok(upstream) => SessionStart { upstream: Some(upstream.address), user: upstream.user.to_string(), ..start },
         Err(_) => start,
     };
     log_start(&mut log, start).await.map_err(|error| told(record_failed(&error)))?;
     let ready = match connected {
-        Ok(upstream) => make_ready(front, run, target, &startup, &database, upstream).await,
+        Ok(upstream) => Box::pin(make_ready(front, run, target, &startup, &database, upstream)).await,
         Err(answer) => Err(answer),
     };
     let Ready { upstream, catalog, names, cancel_place, greeting, nonce } = ready.map_err(|answer| {
@@ -263,7 +264,7 @@ async fn session(
     let reason = end(&mut pump, &ending, front).await;
     // What still runs for an agent that was cut off is not left to run.
     if let (Ending::Told(_) | Ending::AgentBroke(_) | Ending::Fault(_), Some(key)) = (&ending, greeting.key)
-        && let Err(error) = upstream::cancel(&target.upstream, address, key).await
+        && let Err(error) = Box::pin(upstream::cancel(&target.upstream, address, key)).await
     {
         tracing::warn!(%error, "what the session ran could not be cancelled");
     }
