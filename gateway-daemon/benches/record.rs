@@ -217,6 +217,7 @@ fn request(session: SessionId, request: u64) -> Event {
             policies: vec!["read-only".into()],
             set: [7; 32],
             reason: String::new(),
+            denied: None,
         },
         runs: None,
     })

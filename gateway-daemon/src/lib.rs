@@ -31,6 +31,8 @@ pub mod daemon;
 
 pub mod show;
 
+pub mod suggest;
+
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, time::Duration, time::SystemTime};
 
 use gateway_daemon::{
     identity::{Group, Identity, Subject},
-    policy::{Clearance, Decision, Known, MAX_ACCESSES, PolicyId, PolicySet, Query, Source, Verdict, doc, explain},
+    policy::{
+        Clearance, Decision, Known, MAX_ACCESSES, Mode, PolicyId, PolicySet, Query, Source, Verdict, doc, explain,
+    },
     sql::{Access, Action, Columns, Name, Object},
 };
 
@@ -78,7 +80,9 @@ fn told(decision: &Decision) -> String {
     let policies = decision.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match &decision.verdict {
         Verdict::Allow => format!("allow by {policies}"),
-        Verdict::Deny { what, reason, .. } => format!("deny {what}: {reason} [{policies}]"),
+        Verdict::Deny { what, reason, .. } | Verdict::Lifted { what, reason, .. } => {
+            format!("deny {what}: {reason} [{policies}]")
+        }
     }
 }
 
@@ -225,7 +229,7 @@ fn an_explanation_shows_each_access_its_policies_and_who_else_may() {
         access(Action::Update, table("public", "customers"), Columns::All),
         access(Action::Select, table("audit", "log\u{202e}"), Columns::None),
     ];
-    let explanation = explain(&set, &query(&reader, &accesses));
+    let explanation = explain(&set, &query(&reader, &accesses), Mode::Enforce);
     assert_eq!(explanation.allowed, set.decide(&query(&reader, &accesses)).verdict == Verdict::Allow);
     insta::assert_snapshot!(explanation.to_string());
     insta::assert_snapshot!(serde_json::to_string_pretty(&explanation).unwrap());

@@ -23,6 +23,7 @@ mod manual;
 mod policies;
 mod policy_tests;
 mod records;
+mod suggest;
 
 /// Weir identifies AI agents, decides every statement that they send to a database, and records what they get.
 #[derive(Debug, Parser)]
@@ -100,7 +101,8 @@ Examples:
 Examples:
   weir policy check ./policies                  before they are put in force
   weir policy reload
-  weir policy doc"
+  weir policy doc
+  weir policy suggest                           from what was denied in the last 7 days"
     )]
     Policy(policies::PolicyVerb),
     /// Say how a statement would be decided, and by which policies; nothing is sent to the server.
@@ -109,7 +111,8 @@ Examples:
   weir explain --agent claude --connection orders 'SELECT * FROM customers'
   weir explain --agent ci --group corp/readers --connection orders --json 'DROP TABLE x'
 
-Exit status: 0 when it would be allowed, 2 when it would be refused, 1 when that cannot be told.")]
+Exit status: 0 when the policies allow it, 2 when they do not (also where the connection observes, and lets it pass), 1 \
+when that cannot be told.")]
     Explain(policies::ExplainArgs),
     /// List sessions on the record, the newest first.
     #[command(after_help = "\
@@ -132,6 +135,7 @@ Examples:
   weir log -f
   weir log --agent claude --table customers --since 1h
   weir log --decision deny --json
+  weir log --decision observed                  what passed only since its connection observes
   weir log --store /var/lib/weir/record         with the daemon down")]
     Log(records::LogArgs),
     /// End open sessions.
@@ -323,6 +327,9 @@ fn status(path: &Path, args: &JsonArgs) -> Result<ExitCode> {
     if text("scope") != "/" {
         writeln!(out, "THE SCOPE IS NOT THE ROOT ({}): sockets made outside of it are not caught\n", text("scope"))?;
     }
+    if row.get("observed").and_then(serde_json::Value::as_array).is_some_and(|observed| !observed.is_empty()) {
+        writeln!(out, "CONNECTIONS ONLY OBSERVE (below): what the policies deny there is let pass\n")?;
+    }
     for (label, key) in [
         ("version", "version"),
         ("serving since", "started"),
@@ -336,6 +343,7 @@ fn status(path: &Path, args: &JsonArgs) -> Result<ExitCode> {
     }
     for (label, key) in [
         ("connection", "connections"),
+        ("ONLY OBSERVED", "observed"),
         ("WITHHELD", "withheld"),
         ("let through", "allowed"),
         ("protected", "protected"),

@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{ask_row, plain, policy_tests, print_json, print_text};
+use super::{ask_row, plain, policy_tests, print_json, print_text, suggest};
 use crate::{
     config::Config,
     control::{ExplainRequest, Request},
@@ -81,6 +81,18 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Propose the permits that what was denied would need, from the record. Nothing comes into force.
+    #[command(after_help = "\
+Examples:
+  weir policy suggest > suggested.cedar         to read, and to copy from
+  weir policy suggest --agent claude --connection orders --since 1d
+  weir policy suggest --by column --for groups
+  weir policy suggest --store /var/lib/weir/record > suggested.cedar
+
+It counts what a connection with mode = \"observe\" let pass, and what was refused. No permit is wider than what was seen, \
+but for what --by says: `table` is for all columns, `schema` for all tables of a schema. It proposes nothing for `admin` and \
+`unknown`, nor where a policy forbids, and says so at its end.")]
+    Suggest(suggest::SuggestArgs),
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +129,7 @@ pub(super) fn policy(config: &Path, verb: PolicyVerb) -> Result<ExitCode> {
             Ok(check.exit_code().into())
         }
         PolicyVerb::Test { file, policies } => policy_tests::run(&file, policies),
+        PolicyVerb::Suggest(args) => suggest::suggest(config, args),
         PolicyVerb::Schema => {
             write!(io::stdout().lock(), "{}", crate::policy::SCHEMA)?;
             Ok(ExitCode::SUCCESS)

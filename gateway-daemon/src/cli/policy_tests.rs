@@ -183,7 +183,9 @@ fn decide(set: &PolicySet, tests: &File, case: &Case) -> Result<Came> {
     policies.sort();
     Ok(match verdict {
         Verdict::Allow => Came { verdict: Expected::Allow, policies, reason: String::new() },
-        Verdict::Deny { reason, .. } => Came { verdict: Expected::Deny, policies, reason },
+        Verdict::Deny { reason, .. } | Verdict::Lifted { reason, .. } => {
+            Came { verdict: Expected::Deny, policies, reason }
+        }
     })
 }
 

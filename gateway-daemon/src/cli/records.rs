@@ -91,7 +91,7 @@ pub(super) struct LogArgs {
     /// Only statements that do this: an action (`update`) or a group of actions (`write`), as policies name them.
     #[arg(long, value_parser = action)]
     action: Option<String>,
-    /// Only what was allowed, or refused.
+    /// Only what was allowed, refused (`deny`), or denied and let pass (`observed`).
     #[arg(long, value_enum)]
     decision: Option<DecisionArg>,
     /// Only of this session.
@@ -103,9 +103,10 @@ pub(super) struct LogArgs {
 enum DecisionArg {
     Allow,
     Deny,
+    Observed,
 }
 
-fn moment(text: &str) -> Result<Time, String> {
+pub(super) fn moment(text: &str) -> Result<Time, String> {
     if let Ok(time) = Time::from_str(text) {
         return Ok(time);
     }
@@ -193,6 +194,7 @@ pub(super) fn log(config: &Path, args: LogArgs) -> Result<ExitCode> {
     let decision = args.decision.map(|decision| match decision {
         DecisionArg::Allow => DecisionFilter::Allow,
         DecisionArg::Deny => DecisionFilter::Deny,
+        DecisionArg::Observed => DecisionFilter::Observed,
     });
     let LogArgs { table, action, session, follow, .. } = args;
     let filter =
@@ -267,6 +269,6 @@ fn json_line(row: &Row) -> Result<()> {
     Ok(writeln!(out)?)
 }
 
-fn typed<T: serde::de::DeserializeOwned>(row: serde_json::Value) -> Result<T> {
+pub(super) fn typed<T: serde::de::DeserializeOwned>(row: serde_json::Value) -> Result<T> {
     serde_json::from_value(row).context("the daemon sent a row of another version")
 }

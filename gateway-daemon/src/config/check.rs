@@ -10,7 +10,7 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Limits, Protect, Store,
+    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Limits, Mode, Protect, Store,
     UpstreamTls, raw,
 };
 
@@ -268,6 +268,14 @@ impl Checker<'_> {
                 true
             }
         };
+        let mode = match raw.mode.as_deref() {
+            None | Some("enforce") => Mode::Enforce,
+            Some("observe") => Mode::Observe,
+            Some(other) => {
+                self.fault(&place, "mode", format!("`{}`: use `enforce` or `observe`", other.escape_debug()));
+                Mode::Enforce
+            }
+        };
         if let Some(Err(error)) = raw.password.as_ref().map(crate::secret::SecretRef::check) {
             self.fault(&place, "password", error.to_string());
         }
@@ -292,6 +300,7 @@ impl Checker<'_> {
             ca_file: raw.ca_file,
             require_channel_binding,
             unix_sockets: raw.unix_sockets,
+            mode,
         })
     }
 

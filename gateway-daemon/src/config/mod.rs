@@ -169,6 +169,17 @@ pub struct Connection {
     pub unix_sockets: Option<Vec<PathBuf>>,
     /// How long an address that dropped out of the name stays protected.
     pub linger: Duration,
+    /// What becomes of the policies' denials.
+    pub mode: Mode,
+}
+
+/// What becomes of the policies' denials on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The statement is refused.
+    Enforce,
+    /// The statement passes, and the record says that it was denied.
+    Observe,
 }
 
 /// libpq's `sslmode`, as far as it makes sense for a gateway.
@@ -274,6 +285,12 @@ impl Config {
     /// The agent of that name.
     pub fn agent(&self, name: &str) -> Option<&Agent> {
         self.agents.iter().find(|agent| agent.name == name)
+    }
+
+    /// Connections on which the policies' denials are let pass.
+    pub fn observed(&self) -> impl Iterator<Item = &str> {
+        let observes = |connection: &&Connection| connection.mode == Mode::Observe;
+        self.connections.iter().filter(observes).map(|connection| connection.name.as_str())
     }
 
     /// The connection of that name.

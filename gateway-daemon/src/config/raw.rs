@@ -106,6 +106,7 @@ pub(super) struct Connection {
     pub(super) channel_binding: Option<String>,
     pub(super) unix_sockets: Option<Vec<PathBuf>>,
     pub(super) linger: Option<String>,
+    pub(super) mode: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -151,7 +151,7 @@ async fn serve(
     weir.record_admin(
         None,
         "daemon-start",
-        format!("version {}, {}", env!("CARGO_PKG_VERSION"), weir.recording_words()),
+        format!("version {}, {}{}", env!("CARGO_PKG_VERSION"), weir.recording_words(), observing_words(&weir.config)),
     );
     tracing::info!(
         scope = %weir.config.daemon.scope, port = weir.config.daemon.listener_port,
@@ -211,6 +211,14 @@ async fn watch_sockets(weir: Arc<Weir>) {
             tracing::error!("the Unix sockets could not be looked at");
         }
         tokio::time::sleep(SOCKETS).await;
+    }
+}
+
+/// Which connections only observe, to stand behind other words.
+fn observing_words(config: &Config) -> String {
+    match config.observed().collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => none,
+        names => format!(", ONLY OBSERVING on {names}"),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
         issuer::{IssuerSettings, SettingsError},
         token::{Algorithm, TokenSettings},
     },
+    policy::{Lifts, Mode},
     protocol::postgres::{
         cancels::Cancels,
         catalogs::Catalogs,
@@ -225,6 +226,12 @@ impl Weir {
                 "the scope is not the root: sockets made outside of it are not caught"
             );
         }
+        for connection in self.config.observed() {
+            tracing::warn!(
+                connection.id = connection,
+                "THE CONNECTION ONLY OBSERVES (mode = \"observe\"): what the policies deny is let pass, and recorded as denied"
+            );
+        }
         if self.options.port == PortKeeping::ProgramsAlone {
             tracing::warn!("the listener's port is not privileged: the bind programs alone keep it");
         }
@@ -420,6 +427,7 @@ fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
         port: connection.port,
         database: connection.database.clone(),
         accept_users: connection.accept_users.clone(),
+        mode: policy_mode(connection),
         upstream: UpstreamSettings {
             connection: connection.name.as_str().into(),
             host: connection.host.as_str().into(),
@@ -432,6 +440,14 @@ fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
         catalogs: Catalogs::default(),
         withheld: ArcSwapOption::empty(),
     }))
+}
+
+/// Denials of `unknown` are lifted on connections without masks, and there are none with any.
+const fn policy_mode(connection: &config::Connection) -> Mode {
+    match connection.mode {
+        config::Mode::Enforce => Mode::Enforce,
+        config::Mode::Observe => Mode::Observe(Lifts::Everything),
+    }
 }
 
 const fn read_limits(limits: &config::Limits) -> ReadLimits {

@@ -11,7 +11,7 @@ use crate::{
     control::{Connection, ConnectionError, ExplainRequest, RecordRequest, Reply, Request, Server},
     identity::{Group, Identity, Run, Standing, Subject},
     policy::{self, Query},
-    protocol::postgres::tls::CaView,
+    protocol::postgres::{judge::mode_for, tls::CaView},
     record::{LogFilter, Reader, SessionId, StoreError},
     sql::Access,
 };
@@ -160,6 +160,7 @@ impl Weir {
             "sessions": self.sessions.count(),
             "runs": pids.len(),
             "connections": self.targets.iter().map(|target| &*target.name).collect::<Vec<_>>(),
+            "observed": self.config.observed().collect::<Vec<_>>(),
             "withheld": withheld,
             "allowed": self.config.allow.iter().map(|allow| {
                 json!({ "who": allow.who.to_string(), "reason": allow.reason })
@@ -266,6 +267,7 @@ impl Weir {
         let accesses: Vec<Access> =
             reading.statements.iter().flat_map(|statement| statement.accesses.iter().cloned()).collect();
         let reasons: Vec<&String> = reading.statements.iter().flat_map(|statement| &statement.reasons).collect();
+        let mode = mode_for(target.mode, &accesses, &target.upstream.user);
         let explanation = policy::explain(
             &self.policies.current(),
             &Query {
@@ -276,6 +278,7 @@ impl Weir {
                 now: SystemTime::now(),
                 accesses: &accesses,
             },
+            mode,
         );
         let mut row = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
         if let Some(object) = row.as_object_mut() {

@@ -13,7 +13,7 @@ use super::{
     take_message,
 };
 use crate::{
-    policy::{Decision, PolicySetId, Verdict},
+    policy::{Decision, Denier, PolicySetId, Verdict},
     protocol::postgres::{
         answer::ErrorAnswer,
         gate::Gate,
@@ -118,7 +118,8 @@ impl Judge for Rc<Policy> {
     fn decide(&mut self, reading: &Arc<Reading>, named: &[Arc<Reading>]) -> Arc<Judgement> {
         let mut statements = std::iter::once(reading).chain(named).flat_map(|reading| &reading.statements);
         let allowed = statements.all(|statement| self.allows(statement));
-        let deny = Verdict::Deny { what: "refused".to_owned(), reason: "the policy says so".to_owned(), access: None };
+        let (what, reason) = ("refused".to_owned(), "the policy says so".to_owned());
+        let deny = Verdict::Deny { what, reason, access: None, by: Denier::Policies(Vec::new()) };
         let decision = Decision {
             verdict: if allowed { Verdict::Allow } else { deny },
             policies: Vec::new(),

@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, time::SystemTime};
 use hashbrown::HashSet;
 
 use super::{
-    Decision, PolicyId, PolicySet, Verdict,
+    Decision, DeniedAccess, Denier, PolicyId, PolicySet, Verdict,
     ask::{Circumstances, Outcome},
+    names::entity_name,
     slice::Answer,
 };
 use crate::{
@@ -53,31 +54,46 @@ impl PolicySet {
 
     fn verdict(&self, query: &Query<'_>) -> (Verdict, Vec<PolicyId>) {
         if query.accesses.is_empty() {
-            let reason = "it was not understood: nothing is known of what it does".to_owned();
-            return (Verdict::Deny { what: "the statement".to_owned(), reason, access: None }, Vec::new());
+            return deny_by_weir("it was not understood: nothing is known of what it does".to_owned());
         }
         let principal = self.slices().principal(self.rules(), query.identity);
         let mut asked = HashSet::new();
         let mut permits = BTreeSet::new();
+        let mut first = None;
+        let mut denied = Vec::new();
         for access in query.accesses {
             if !asked.insert(access) {
                 continue;
             }
             if asked.len() > MAX_ACCESSES {
-                let reason = format!("it does more than {MAX_ACCESSES} different things, the limit of one statement");
-                return (Verdict::Deny { what: "the statement".to_owned(), reason, access: None }, Vec::new());
+                return deny_by_weir(format!(
+                    "it does more than {MAX_ACCESSES} different things, the limit of one statement"
+                ));
             }
             let Answer { outcome, policies } = principal.answer(self.rules(), query, access);
-            match self.refusal(query, access, &outcome, &policies) {
-                None => permits.extend(policies),
-                Some(reason) => {
-                    let what = what(query, access);
-                    let access = Some(Box::new(access.clone()));
-                    return (Verdict::Deny { what, reason, access }, policies);
+            let Some(reason) = self.refusal(query, access, &outcome, &policies) else {
+                permits.extend(policies);
+                continue;
+            };
+            let told = || (what(query, access), reason, Some(Box::new(access.clone())));
+            let forbidden_by = match outcome {
+                Outcome::Permitted | Outcome::Unpermitted => Vec::new(),
+                Outcome::Forbidden => policies.clone(),
+                // Nobody knows what the policies say: that is not theirs, and stands above what they deny.
+                Outcome::Failed { .. } => {
+                    let (what, reason, access) = told();
+                    return (Verdict::Deny { what, reason, access, by: Denier::Weir }, policies);
                 }
+            };
+            denied.push(denied_access(query, access, forbidden_by));
+            first.get_or_insert_with(|| (told(), policies));
+        }
+        match first {
+            None => (Verdict::Allow, permits.into_iter().collect()),
+            Some(((what, reason, access), policies)) => {
+                (Verdict::Deny { what, reason, access, by: Denier::Policies(denied) }, policies)
             }
         }
-        (Verdict::Allow, permits.into_iter().collect())
     }
 
     /// Why an outcome refuses; `None` when it permits.
@@ -102,6 +118,16 @@ impl PolicySet {
         let described = policies.iter().filter_map(|id| self.rule(&id.0)).map(|rule| &*rule.description);
         described.collect::<Vec<_>>().join("; ")
     }
+}
+
+fn deny_by_weir(reason: String) -> (Verdict, Vec<PolicyId>) {
+    (Verdict::Deny { what: "the statement".to_owned(), reason, access: None, by: Denier::Weir }, Vec::new())
+}
+
+fn denied_access(query: &Query<'_>, access: &Access, forbidden_by: Vec<PolicyId>) -> DeniedAccess {
+    let (kind, id) = entity_name(query.connection, query.database, &access.object);
+    let columns = access.columns.clone();
+    DeniedAccess { action: access.action, kind: kind.name(), id, columns, forbidden_by }
 }
 
 /// An access in words: "`update` on public.customers".

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    Decision, Effect, PolicyId, PolicySet, Query, Verdict,
+    Decision, Effect, Mode, PolicyId, PolicySet, Query, Verdict,
     decide::{MAX_ACCESSES, what},
     doc::who,
     rule::Rule,
@@ -27,9 +27,11 @@ pub struct Explanation {
     pub connection: String,
     /// See `connection`.
     pub database: String,
-    /// Whether the statement would be forwarded.
+    /// Whether the policies allow the statement.
     pub allowed: bool,
-    /// Why not; empty when it would.
+    /// Whether it would be forwarded although they deny it: the connection observes.
+    pub observed: bool,
+    /// Why they do not allow it; empty when they do.
     pub reason: String,
     /// Whether its request would be durable before it is forwarded.
     pub durable_first: bool,
@@ -73,9 +75,9 @@ pub struct PolicyNote {
     pub line: usize,
 }
 
-/// Explains what [`PolicySet::decide`] says of the same query.
-pub fn explain(set: &PolicySet, query: &Query<'_>) -> Explanation {
-    let Decision { verdict, durable_first, set: id, .. } = set.decide(query);
+/// Explains what [`PolicySet::decide`] says of the same query, and what the connection's mode makes of it.
+pub fn explain(set: &PolicySet, query: &Query<'_>, mode: Mode) -> Explanation {
+    let Decision { verdict, durable_first, set: id, .. } = set.decide(query).under(mode);
     let principal = set.slices().principal(set.rules(), query.identity);
     let mut seen = hashbrown::HashSet::new();
     let distinct = query.accesses.iter().filter(|access| seen.insert(*access)).take(MAX_ACCESSES);
@@ -103,10 +105,11 @@ pub fn explain(set: &PolicySet, query: &Query<'_>) -> Explanation {
         connection: query.connection.to_owned(),
         database: query.database.to_owned(),
         allowed: verdict == Verdict::Allow,
+        observed: matches!(verdict, Verdict::Lifted { .. }),
         accesses: distinct.map(explained).collect(),
         reason: match verdict {
             Verdict::Allow => String::new(),
-            Verdict::Deny { reason, .. } => reason,
+            Verdict::Deny { reason, .. } | Verdict::Lifted { reason, .. } => reason,
         },
         durable_first,
         set: id.to_string(),
@@ -142,9 +145,13 @@ impl fmt::Display for Explanation {
         for access in &self.accesses {
             write!(f, "\n{access}")?;
         }
-        match self.allowed {
-            true => writeln!(f, "\nallowed")?,
-            false => writeln!(f, "\nrefused: {}", printable(&self.reason))?,
+        match (self.allowed, self.observed) {
+            (true, _) => writeln!(f, "\nallowed")?,
+            (false, false) => writeln!(f, "\nrefused: {}", printable(&self.reason))?,
+            (false, true) => {
+                writeln!(f, "\nwould be refused: {}", printable(&self.reason))?;
+                writeln!(f, "IS LET PASS: connection {} only observes", printable(&self.connection))?;
+            }
         }
         writeln!(f, "policy set {}", self.set)
     }

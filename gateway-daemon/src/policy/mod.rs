@@ -1,7 +1,7 @@
 //! Step "decide": accesses become a decision, by Cedar policies. Knows neither tokio nor the configuration.
 //!
 //! In come a folder of policies ([`PolicySet::load`]) and a [`Query`]; out goes a [`Decision`], and from an allowing one
-//! a [`Clearance`]. What always holds: a set with a fault is no set; a statement is allowed only when every access of it
+//! a [`Clearance`]; from a denying one as well where the connection observes, once the record says so. What always holds: a set with a fault is no set; a statement is allowed only when every access of it
 //! is permitted, none is forbidden and no policy failed; and the answer of a slice is that of the whole set.
 //!
 //! The language is that of docs.cedarpolicy.com, its words are those of [`SCHEMA`].
@@ -18,6 +18,7 @@ mod guarded;
 mod holder;
 mod load;
 mod names;
+mod permit;
 mod rule;
 mod schema;
 mod set;
@@ -27,7 +28,10 @@ mod trial;
 
 pub use check::{Check, check};
 pub use decide::{MAX_ACCESSES, Query};
-pub use decision::{Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict};
+pub use decision::{
+    Clearance, Decision, DeniedAccess, Denier, EffectClearance, ForRecord, LiftOnRecord, Lifted, Lifts, Mode,
+    NotCleared, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict,
+};
 pub use doc::{Document, Row, doc};
 pub use explain::{ExplainedAccess, Explanation, PolicyNote, explain};
 pub use fault::{Fault, FaultKind, LoadErrors};
@@ -35,6 +39,7 @@ pub use guarded::check_guarded;
 pub use holder::{Policies, Reload};
 pub use load::{Known, Loaded};
 pub use names::NameFault;
+pub use permit::{Entity, Extent, Grantee, Permit};
 pub use rule::Effect;
 pub use schema::SCHEMA;
 pub use set::PolicySet;

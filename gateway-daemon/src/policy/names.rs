@@ -79,6 +79,19 @@ impl Resource {
     }
 }
 
+/// The name of the entity that an object is in policies.
+pub(super) fn entity_name(connection: &str, database: &str, object: &Object) -> (Kind, String) {
+    let (kind, below): (_, &[&str]) = match object {
+        Object::Database => (Kind::Database, &[]),
+        Object::Schema { schema } => (Kind::Schema, &[schema]),
+        Object::Relation { schema, name } => (Kind::Table, &[schema, name]),
+        Object::Function { schema, name } => (Kind::Function, &[schema, name]),
+        Object::Setting { name } => (Kind::Setting, &[name]),
+        Object::Other { kind, name } => (Kind::Other, &[kind, name]),
+    };
+    (kind, join(&[&[connection, database], below].concat()))
+}
+
 /// Names that every entity of one statement shares.
 struct Above<'a> {
     connection: &'a str,
@@ -317,6 +330,12 @@ mod tests {
                 Object::Other { kind, name } => wanted.extend([(*kind).to_owned(), name.to_string()]),
             }
             prop_assert_eq!(parts(resource.kind, uid.id().unescaped()).unwrap(), wanted);
+        }
+
+        #[test]
+        fn the_name_alone_is_that_of_the_entity_asked_for(place in place()) {
+            let (kind, id) = entity_name(&place.0, &place.1, &place.2);
+            prop_assert_eq!(kind.uid(&id), uid(&place));
         }
 
         #[test]

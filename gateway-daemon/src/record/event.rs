@@ -165,6 +165,10 @@ pub struct SessionStart {
     /// Whether the agent's side is TLS.
     #[n(21)]
     pub tls: bool,
+    /// Whether the connection observes: what the policies deny is let pass.
+    #[cbor(n(22), default)]
+    #[serde(default)]
+    pub observes: bool,
 }
 
 /// How a statement arrived.
@@ -235,7 +239,7 @@ pub struct Runs {
 /// A decision on the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 pub struct DecisionRecord {
-    /// Whether it was allowed.
+    /// Whether the policies allowed it. What they denied may have been let pass all the same: see `denied`.
     #[n(0)]
     pub allowed: bool,
     /// The `@id`s of the policies that said so.
@@ -245,9 +249,60 @@ pub struct DecisionRecord {
     #[cbor(n(2), with = "minicbor::bytes")]
     #[serde(with = "exact::hex")]
     pub set: [u8; 32],
-    /// Why it was refused; empty when allowed.
+    /// Why it was denied; empty when allowed.
     #[n(3)]
     pub reason: String,
+    /// What the policies denied. Absent where it was allowed, where Weir itself refused it whatever the policies say, and
+    /// in records of versions that did not keep it.
+    #[n(4)]
+    #[serde(default)]
+    pub denied: Option<Denied>,
+}
+
+impl DecisionRecord {
+    /// Whether it was denied and let pass, since its connection observes.
+    pub fn is_observed(&self) -> bool {
+        self.denied.as_ref().is_some_and(|denied| denied.observed)
+    }
+
+    /// Whether it was let pass, allowed or not.
+    pub fn passed(&self) -> bool {
+        self.allowed || self.is_observed()
+    }
+}
+
+/// A denial of the policies on the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+pub struct Denied {
+    /// Whether the statement was let pass, since its connection observes.
+    #[n(0)]
+    pub observed: bool,
+    /// Every access that was denied.
+    #[n(1)]
+    pub accesses: Vec<DeniedAccess>,
+}
+
+/// An access that the policies denied, in their own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+pub struct DeniedAccess {
+    /// The action: `select`.
+    #[n(0)]
+    pub action: String,
+    /// The entity's type: `Table`.
+    #[n(1)]
+    pub kind: String,
+    /// The entity's name: `orders/shop/public/customers`.
+    #[n(2)]
+    pub id: String,
+    /// The columns it names; none where `all_columns`.
+    #[n(3)]
+    pub columns: Vec<String>,
+    /// Whether it may be every column.
+    #[n(4)]
+    pub all_columns: bool,
+    /// The policies that forbid it; none where nothing permits it.
+    #[n(5)]
+    pub forbidden_by: Vec<String>,
 }
 
 /// See [`Event::Answer`] and [`Event::CopyIn`].
@@ -320,6 +375,10 @@ pub struct SessionEnd {
     /// Bytes of answers it got.
     #[n(5)]
     pub bytes: u64,
+    /// Requests that the policies denied and that were let pass.
+    #[cbor(n(6), default)]
+    #[serde(default)]
+    pub observed: u64,
 }
 
 /// See [`Event::Refused`].
@@ -363,4 +422,28 @@ pub struct AdminEvent {
     /// To what, and how, for people.
     #[n(2)]
     pub detail: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use minicbor::bytes::ByteArray;
+
+    use super::*;
+
+    #[test]
+    fn what_earlier_versions_wrote_reads_without_what_they_did_not_keep() {
+        let decision = minicbor::to_vec((false, ["p"], ByteArray::from([9; 32]), "no")).unwrap();
+        let decision: DecisionRecord = minicbor::decode(&decision).unwrap();
+        assert_eq!((decision.denied.is_none(), decision.passed(), &*decision.reason), (true, false, "no"));
+        let end = minicbor::to_vec((7_u64, "closed", 3_u64, 2_u64, 1_u64, 9_u64)).unwrap();
+        let end: SessionEnd = minicbor::decode(&end).unwrap();
+        assert_eq!((end.requests, end.refused, end.bytes, end.observed), (3, 2, 9, 0));
+    }
+
+    #[test]
+    fn what_is_allowed_takes_no_room_for_denials() {
+        let (policies, reason) = (Vec::new(), String::new());
+        let allowed = DecisionRecord { allowed: true, policies, set: [9; 32], reason, denied: None };
+        assert_eq!(minicbor::to_vec(&allowed).unwrap().first(), Some(&0x84), "an array of four");
+    }
 }

@@ -34,8 +34,8 @@ mod writer;
 
 pub use error::StoreError;
 pub use event::{
-    AdminEvent, Answer, DecisionRecord, Event, KernelRefusal, Outcome, Request, RequestKind, Runs, SessionEnd,
-    SessionId, SessionIdError, SessionStart,
+    AdminEvent, Answer, DecisionRecord, Denied, DeniedAccess, Event, KernelRefusal, Outcome, Request, RequestKind,
+    Runs, SessionEnd, SessionId, SessionIdError, SessionStart,
 };
 pub use read::{
     DecisionFilter, Log, LogFilter, Reader, Row, RowContent, SessionFilter, SessionInfo, SessionSummary, Sessions,

@@ -68,7 +68,7 @@ impl SessionLog {
             data: Vec::new(),
             items: Vec::new(),
             phase: Phase::New,
-            totals: SessionEnd { session: id, reason, requests: 0, refused: 0, rows: 0, bytes: 0 },
+            totals: SessionEnd { session: id, reason, requests: 0, refused: 0, rows: 0, bytes: 0, observed: 0 },
         }
     }
 
@@ -268,7 +268,8 @@ impl SessionLog {
             }
             Event::Request(request) => {
                 self.totals.requests = self.totals.requests.saturating_add(1);
-                self.totals.refused = self.totals.refused.saturating_add(u64::from(!request.decision.allowed));
+                self.totals.refused = self.totals.refused.saturating_add(u64::from(!request.decision.passed()));
+                self.totals.observed = self.totals.observed.saturating_add(u64::from(request.decision.is_observed()));
                 Role::Other
             }
             Event::Outcome(outcome) => {

@@ -151,7 +151,13 @@ mod tests {
             formats: Vec::new(),
             types: Vec::new(),
             accesses: Vec::new(),
-            decision: DecisionRecord { allowed: true, policies: Vec::new(), set: [0; 32], reason: String::new() },
+            decision: DecisionRecord {
+                allowed: true,
+                policies: Vec::new(),
+                set: [0; 32],
+                reason: String::new(),
+                denied: None,
+            },
             runs,
         }
     }

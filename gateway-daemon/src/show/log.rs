@@ -80,13 +80,13 @@ impl<W: io::Write> LogTable<W> {
         };
         match event {
             // A Parse says nothing more, unless it fails.
-            Event::Request(request) if request.decision.allowed && request.kind == RequestKind::Prepare => {
+            Event::Request(request) if request.decision.passed() && request.kind == RequestKind::Prepare => {
                 if self.prepared.len() < MOST_PENDING {
                     self.prepared.insert((request.session, request.request));
                 }
                 self.request(row.time, request, &whose, None)
             }
-            Event::Request(request) if request.decision.allowed => {
+            Event::Request(request) if request.decision.passed() => {
                 let key = (request.session, request.request);
                 let request = Box::new(request.clone());
                 self.pending
@@ -159,20 +159,23 @@ impl<W: io::Write> LogTable<W> {
 
     fn request(&mut self, time: Time, request: &Request, whose: &Whose, outcome: Option<&Outcome>) -> io::Result<()> {
         let prepares = request.kind == RequestKind::Prepare;
-        let what = match (request.decision.allowed, prepares) {
-            (true, true) => "prepare",
-            (true, false) => "allow",
-            (false, _) => "DENY",
+        let decision = &request.decision;
+        let what = match (decision.allowed, decision.is_observed()) {
+            (true, _) if prepares => "prepare",
+            (true, _) => "allow",
+            (false, true) => "OBSERVE",
+            (false, false) => "DENY",
         };
-        let policies = request.decision.policies.iter().map(|id| line(id, 60)).collect::<Vec<_>>().join(", ");
+        let policies = decision.policies.iter().map(|id| line(id, 60)).collect::<Vec<_>>().join(", ");
         let mut text = line(&request.sql, self.limit);
         text.push_str(&format!("  [{}]", if policies.is_empty() { "no policy" } else { &policies }));
-        if !request.decision.allowed {
-            text.push_str(&format!(" {}", line(&request.decision.reason, 200)));
+        if !decision.allowed {
+            let passed = if decision.is_observed() { "LET PASS, though denied: " } else { "" };
+            text.push_str(&format!(" {passed}{}", line(&decision.reason, 200)));
         }
         match outcome {
             Some(outcome) => text.push_str(&came_to(outcome)),
-            None if request.decision.allowed && !prepares => text.push_str("  no outcome yet"),
+            None if decision.passed() && !prepares => text.push_str("  no outcome yet"),
             None => {}
         }
         self.entry(time, whose, what, &text)
@@ -188,22 +191,24 @@ impl<W: io::Write> LogTable<W> {
     fn start(&mut self, time: Time, start: &SessionStart) -> io::Result<()> {
         let whose = Whose::from(&SessionInfo::from(start));
         let text = format!(
-            "session {} of {} at {}, pid {}, {} for {}",
+            "session {} of {} at {}, pid {}, {} for {}{}",
             start.session,
             line(&start.subject, 80),
             line(&start.issuer, 80),
             start.pid,
             line(&start.executable, 80),
             start.origin,
+            if start.observes { "; DENIALS ARE LET PASS (mode = observe)" } else { "" },
         );
         self.entry(time, &whose, "start", &text)
     }
 
     fn end(&mut self, time: Time, end: &SessionEnd, whose: &Whose) -> io::Result<()> {
-        let SessionEnd { session, reason, requests, refused, rows, bytes } = end;
+        let SessionEnd { session, reason, requests, refused, rows, bytes, observed } = end;
         let reason = line(reason, 120);
         let text =
             format!("session {session}: {reason}; {requests} requests, {refused} refused, {rows} rows, {bytes} bytes");
+        let text = if *observed > 0 { format!("{text}, {observed} DENIED AND LET PASS") } else { text };
         self.entry(time, whose, "end", &text)
     }
 

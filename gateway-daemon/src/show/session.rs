@@ -102,6 +102,9 @@ impl<W: io::Write> SessionPage<W> {
         ] {
             head.row(vec![name.into(), value]);
         }
+        if start.observes {
+            head.row(vec!["MODE".into(), "OBSERVE: what the policies deny is let pass".into()]);
+        }
         write!(self.out, "{}", head.render(0))
     }
 
@@ -194,10 +197,11 @@ impl<W: io::Write> SessionPage<W> {
 
     fn end(&mut self, time: Time, end: &SessionEnd) -> io::Result<()> {
         self.finish()?;
-        let SessionEnd { reason, requests, refused, rows, bytes, .. } = end;
+        let SessionEnd { reason, requests, refused, rows, bytes, observed, .. } = end;
+        let observed = if *observed > 0 { format!(", {observed} DENIED AND LET PASS") } else { String::new() };
         writeln!(
             self.out,
-            "\nended {time}: {}; {requests} requests, {refused} refused, {rows} rows, {bytes} bytes",
+            "\nended {time}: {}; {requests} requests, {refused} refused, {rows} rows, {bytes} bytes{observed}",
             line(reason, SHORT)
         )
     }
@@ -207,9 +211,10 @@ fn decided(decision: &DecisionRecord) -> String {
     let policies: Vec<String> = decision.policies.iter().map(|policy| line(policy, 60)).collect();
     let by = if policies.is_empty() { "no policy".into() } else { policies.join(", ") };
     let set: String = decision.set.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    if decision.allowed {
-        format!("allowed by {by} (policies {set}…)")
-    } else {
-        format!("DENIED by {by} (policies {set}…): {}", line(&decision.reason, SHORT))
+    let reason = line(&decision.reason, SHORT);
+    match (decision.allowed, decision.is_observed()) {
+        (true, _) => format!("allowed by {by} (policies {set}…)"),
+        (false, true) => format!("LET PASS, though DENIED by {by} (policies {set}…; mode = observe): {reason}"),
+        (false, false) => format!("DENIED by {by} (policies {set}…): {reason}"),
     }
 }

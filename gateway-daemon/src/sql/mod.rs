@@ -32,6 +32,24 @@ pub use reading::{Discard, FunctionUse, Reading, StatementKind, StatementReading
 pub use redact::for_record;
 pub use walk::read;
 
+/// Whether an access may change how the session's later statements are read, in a way that Weir does not follow: the text's
+/// encoding, where a string ends, what a name means.
+pub fn unsettles_reading(access: &Access) -> bool {
+    if access.action != Action::Unknown {
+        return false;
+    }
+    match &access.object {
+        // Without a name it is computed.
+        Object::Setting { name } | Object::Other { kind: "setting", name } => {
+            let followed = matches!(&**name, "" | "search_path" | "role" | "session_authorization");
+            followed || matches!(lists::setting_rule(name), Some(lists::SettingRule::Only(_)))
+        }
+        // An UPDATE of it is a SET.
+        Object::Relation { schema, name } => (&**schema, &**name) == ("pg_catalog", "pg_settings"),
+        Object::Database | Object::Schema { .. } | Object::Function { .. } | Object::Other { .. } => false,
+    }
+}
+
 /// Whether an agent may set a setting to this value at the start of its session: the same list that SET goes by.
 pub fn setting_is_free(name: &str, value: &str) -> bool {
     match lists::setting_rule(name) {

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::support::{admin, answer_message, outcome, refusal, request, session_end, start, wait};
 use gateway_daemon::record::{
-    DecisionFilter, Event, LogFilter, Reader, Recorder, Row, RowContent, SessionFilter, SessionId, StoreError,
-    StoreSettings,
+    DecisionFilter, Denied, Event, LogFilter, Reader, Recorder, Row, RowContent, SessionFilter, SessionId,
+    SessionStart, StoreError, StoreSettings,
 };
 
 fn open(dir: &Path) -> Recorder {
@@ -234,6 +234,8 @@ fn the_log_shows_what_was_asked_for_and_nothing_else() {
         ("a class of actions", LogFilter { action: some("write"), ..all.clone() }, 8),
         ("allowed", LogFilter { decision: Some(DecisionFilter::Allow), ..all.clone() }, 8),
         ("denied", LogFilter { decision: Some(DecisionFilter::Deny), ..all.clone() }, 5),
+        ("let pass", LogFilter { decision: Some(DecisionFilter::Observed), ..all.clone() }, 0),
+        ("denied by policies", LogFilter { decision: Some(DecisionFilter::Unpermitted), ..all.clone() }, 4),
         ("both of two", LogFilter { agent: some("b"), action: some("select"), ..all.clone() }, 2),
     ] {
         assert_eq!(reader.log(filter).map(Result::unwrap).count(), count, "{what}");
@@ -244,6 +246,36 @@ fn the_log_shows_what_was_asked_for_and_nothing_else() {
     let until = reader.log(LogFilter { until: Some(middle), ..all }).count();
     assert_eq!(since + until, 18);
     assert_eq!(until, times.iter().filter(|time| **time < middle).count());
+}
+
+#[test]
+fn what_was_denied_and_let_pass_is_neither_allowed_nor_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorder = open(dir.path());
+    let id = recorder.next_session();
+    let mut log = recorder.session(id);
+    log.append(&Event::SessionStart(SessionStart { observes: true, ..start(id, "a") })).unwrap();
+    let Event::Request(mut observed) = request(id, 1, "UPDATE x", false) else { panic!("a request is one") };
+    observed.decision.denied = Some(Denied { observed: true, accesses: Vec::new() });
+    log.append(&Event::Request(observed)).unwrap();
+    log.append(&outcome(id, 1, 7)).unwrap();
+    // Ends by itself: the sums are the log's own.
+    drop(log);
+    wait(recorder.record(&refusal(Some("a"))).unwrap()).unwrap();
+    let reader = recorder.reader().unwrap();
+    for (decision, count) in [
+        (DecisionFilter::Allow, 0),
+        (DecisionFilter::Deny, 1),
+        (DecisionFilter::Observed, 2),
+        (DecisionFilter::Unpermitted, 2),
+    ] {
+        let filter = LogFilter { decision: Some(decision), ..LogFilter::default() };
+        assert_eq!(reader.log(filter).map(Result::unwrap).count(), count, "{decision:?}");
+    }
+    let session = reader.sessions(SessionFilter::default()).next().unwrap().unwrap();
+    let end = session.end.unwrap();
+    assert!(session.start.observes);
+    assert_eq!((end.requests, end.refused, end.observed), (1, 0, 1));
 }
 
 #[test]

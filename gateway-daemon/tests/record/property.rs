@@ -4,15 +4,27 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use super::support::{noise, request, start, wait};
 use gateway_daemon::record::{
-    AdminEvent, DecisionRecord, Event, KernelRefusal, LogFilter, Outcome, Reader, Recorder, Request, RequestKind, Row,
-    RowContent, Runs, SessionEnd, SessionId, StoreSettings,
+    AdminEvent, DecisionRecord, Denied, DeniedAccess, Event, KernelRefusal, LogFilter, Outcome, Reader, Recorder,
+    Request, RequestKind, Row, RowContent, Runs, SessionEnd, SessionId, StoreSettings,
 };
 use proptest::{collection::vec, option, prelude::*};
 
 fn any_request() -> impl Strategy<Value = Event> {
     let kind = prop_oneof![Just(RequestKind::Simple), Just(RequestKind::Prepare), Just(RequestKind::Execute)];
-    let decision = (any::<bool>(), vec(any::<String>(), 0..3), any::<[u8; 32]>(), any::<String>())
-        .prop_map(|(allowed, policies, set, reason)| DecisionRecord { allowed, policies, set, reason });
+    let names = || vec(any::<String>(), 0..3);
+    let access = (any::<[String; 3]>(), names(), any::<bool>(), names()).prop_map(
+        |([action, kind, id], columns, all_columns, forbidden_by)| DeniedAccess {
+            action,
+            kind,
+            id,
+            columns,
+            all_columns,
+            forbidden_by,
+        },
+    );
+    let denied = (any::<bool>(), vec(access, 0..3)).prop_map(|(observed, accesses)| Denied { observed, accesses });
+    let decision = (any::<bool>(), names(), any::<[u8; 32]>(), any::<String>(), option::of(denied))
+        .prop_map(|(allowed, policies, set, reason, denied)| DecisionRecord { allowed, policies, set, reason, denied });
     let sent = (vec(option::of(vec(any::<u8>(), 0..40)), 0..4), vec(any::<u16>(), 0..3), vec(any::<u32>(), 0..3));
     let sql = prop_oneof![any::<String>(), Just("é".repeat(9_000)), Just("\0".repeat(70_000))];
     let runs = option::of((any::<u64>(), option::of(vec(any::<u16>(), 0..3))))
@@ -60,10 +72,9 @@ fn any_event() -> impl Strategy<Value = Event> {
             });
     let admin = (option::of(any::<u32>()), any::<String>(), any::<String>())
         .prop_map(|(uid, what, detail)| Event::Admin(AdminEvent { uid, what, detail }));
-    let end =
-        (any::<String>(), any::<(u64, u64, u64, u64)>()).prop_map(|(reason, (requests, refused, rows, bytes))| {
-            Event::SessionEnd(SessionEnd { session: SessionId(7), reason, requests, refused, rows, bytes })
-        });
+    let end = (any::<String>(), any::<[u64; 5]>()).prop_map(|(reason, [requests, refused, rows, bytes, observed])| {
+        Event::SessionEnd(SessionEnd { session: SessionId(7), reason, requests, refused, rows, bytes, observed })
+    });
     prop_oneof![4 => any_request(), 2 => outcome, 1 => refusal, 1 => admin, 1 => end]
 }
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::support::{admin, outcome, refusal, request, session_end, start};
 use gateway_daemon::{
-    record::{Answer, Event, Request, Row, RowContent, SessionId, SessionInfo, SessionSummary, Time},
+    record::{
+        Answer, DecisionRecord, Denied, Event, Request, RequestKind, Row, RowContent, SessionEnd, SessionId,
+        SessionInfo, SessionStart, SessionSummary, Time,
+    },
     show::{LogTable, RowLimit, SessionPage, json, sessions},
 };
 
@@ -93,6 +96,43 @@ fn the_log_is_a_line_an_event() {
     rows().iter().for_each(|row| log.row(row).unwrap());
     log.finish().unwrap();
     insta::assert_snapshot!(text(out));
+}
+
+/// A session of a connection that observes: a denied statement that ran, one that was prepared, one refused all the same.
+#[test]
+fn what_was_denied_and_let_pass_is_shown_as_such() {
+    let start = SessionStart { observes: true, ..start(ID, "claude") };
+    let info = Arc::new(SessionInfo::from(&start));
+    let observed = |number, kind| match request(ID, number, "DELETE FROM customers", false) {
+        Event::Request(request) => {
+            let denied = Some(Denied { observed: true, accesses: Vec::new() });
+            Event::Request(Request { kind, decision: DecisionRecord { denied, ..request.decision }, ..request })
+        }
+        other => panic!("{other:?}"),
+    };
+    let Event::SessionEnd(end) = session_end(ID) else { panic!("an end") };
+    let end = SessionEnd { observed: 2, refused: 1, ..end };
+    let events = [
+        Event::SessionStart(start.clone()),
+        observed(1, RequestKind::Simple),
+        outcome(ID, 1, 2),
+        observed(2, RequestKind::Prepare),
+        request(ID, 3, "ALTER ROLE CURRENT_USER PASSWORD 'x'", false),
+        Event::SessionEnd(end.clone()),
+    ];
+    let (mut log_out, mut page_out) = (Vec::new(), Vec::new());
+    let (mut log, mut page) = (LogTable::new(&mut log_out, 60), SessionPage::new(&mut page_out, RowLimit::First(1)));
+    for (seq, event) in (1..).zip(events) {
+        let content = RowContent::Event(Box::new(event));
+        let row = Row { seq, time: Time(1_795_459_985_000_000 + seq), session: Some(info.clone()), content };
+        log.row(&row).unwrap();
+        page.row(&row).unwrap();
+    }
+    log.finish().unwrap();
+    page.finish().unwrap();
+    let (started, ended) = (Time(1_795_459_985_000_000), Some(Time(1_795_459_986_500_000)));
+    let table = sessions(&[SessionSummary { start, started, end: Some(end), ended }]);
+    insta::assert_snapshot!(format!("{}\n{}\n{table}", text(log_out), text(page_out)));
 }
 
 #[test]

@@ -37,6 +37,7 @@ pub(crate) fn start(session: SessionId, agent: &str) -> SessionStart {
         database: "orders".into(),
         application: "psql".into(),
         tls: true,
+        observes: false,
     }
 }
 
@@ -56,6 +57,7 @@ pub(crate) fn request(session: SessionId, request: u64, sql: &str, allowed: bool
             policies: vec!["read-only".into()],
             set: [9; 32],
             reason: if allowed { String::new() } else { "nothing permits it".into() },
+            denied: None,
         },
         runs: None,
     })
@@ -91,7 +93,7 @@ pub(crate) fn answer_message(len: usize, fill: u8) -> Vec<u8> {
 
 pub(crate) fn session_end(session: SessionId) -> Event {
     let reason = "closed by the agent".into();
-    Event::SessionEnd(SessionEnd { session, reason, requests: 1, refused: 0, rows: 1, bytes: 1 })
+    Event::SessionEnd(SessionEnd { session, reason, requests: 1, refused: 0, rows: 1, bytes: 1, observed: 0 })
 }
 
 pub(crate) fn refusal(agent: Option<&str>) -> Event {

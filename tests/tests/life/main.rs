@@ -5,6 +5,7 @@ mod configuration;
 mod disk;
 mod doctor;
 mod kill;
+mod observe;
 mod pins;
 mod policies;
 mod sockets;

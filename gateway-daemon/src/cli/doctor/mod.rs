@@ -44,6 +44,8 @@ enum Level {
     Ok,
     /// Worth knowing; nothing that Weir is there for is open by it.
     Note,
+    /// Open on purpose, and not for long.
+    Warning,
     Failed,
     CannotTell,
 }
@@ -95,6 +97,11 @@ fn about_config(config: &Config, findings: &mut Vec<Finding>) {
         let seen = format!("{}: sockets made outside of it are not caught", config.daemon.scope);
         finding("scope", Level::Failed, seen, "leave `daemon.scope` out, unless this is a test")
     });
+    for connection in config.observed() {
+        let seen = "ONLY OBSERVES: what the policies deny is let pass";
+        let mend = "when `weir policy suggest` has nothing more to propose: mode = \"enforce\", and restart the daemon";
+        findings.push(finding(&format!("mode of {connection}"), Level::Warning, seen, mend));
+    }
     for connection in &config.connections {
         let name = format!("sockets of {}", connection.name);
         findings.push(match sockets_open_to_agents(config, connection) {
@@ -191,6 +198,7 @@ fn show(findings: &[Finding], json: bool) -> Result<()> {
         Level::Ok => "ok",
         Level::Failed => "FAILED",
         Level::Note => "note",
+        Level::Warning => "WARNING",
         Level::CannotTell => "CANNOT TELL",
     };
     if json {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     identity::{Identity, Run, Standing},
-    policy::{Decision, Policies, PolicySet, Query, Verdict},
+    policy::{Decision, Denier, Mode, Policies, PolicySet, Query, Verdict},
     sql::{self, Access, Action, Class, Columns, Object, ReadError, Reading, ReadingCache, SessionNames},
 };
 
@@ -29,6 +29,7 @@ pub struct SessionJudge {
     database: Arc<str>,
     role: Arc<str>,
     policies: Arc<Policies>,
+    mode: Mode,
     cache: Arc<ReadingCache>,
     catalog: Arc<CatalogCell>,
     names: SessionNames,
@@ -71,6 +72,8 @@ pub struct JudgeParts {
     pub role: Arc<str>,
     /// The policies in force.
     pub policies: Arc<Policies>,
+    /// What becomes of their denials on the connection.
+    pub mode: Mode,
     /// Readings of all sessions.
     pub cache: Arc<ReadingCache>,
     /// The database's catalogue.
@@ -86,7 +89,8 @@ pub struct JudgeParts {
 impl SessionJudge {
     /// For a session that begins.
     pub fn new(parts: JudgeParts) -> Self {
-        let JudgeParts { run, connection, database, role, policies, cache, catalog, names, hint, secrets } = parts;
+        let JudgeParts { run, connection, database, role, policies, mode, cache, catalog, names, hint, secrets } =
+            parts;
         let decided = Decided::default();
         let (changes_schema, asked_again) = (false, false);
         Self {
@@ -95,6 +99,7 @@ impl SessionJudge {
             database,
             role,
             policies,
+            mode,
             cache,
             catalog,
             names,
@@ -103,15 +108,6 @@ impl SessionJudge {
             decided,
             changes_schema,
             asked_again,
-        }
-    }
-
-    /// Whether it changes the role of the upstream side, its password first of all. A role without a name is the one in
-    /// force (`CURRENT_USER`).
-    fn touches_own_role(&self, access: &Access) -> bool {
-        match (&access.object, access.action) {
-            (Object::Other { kind: "role", name }, Action::Role) => name.is_empty() || *name == self.role,
-            _ => false,
         }
     }
 
@@ -159,7 +155,7 @@ impl SessionJudge {
         for statement in readings.flat_map(|reading| &reading.statements) {
             accesses.extend(statement.accesses.iter().cloned());
         }
-        let mut decision = set.decide(&Query {
+        let decided = set.decide(&Query {
             identity,
             connection: &self.connection,
             database: &self.database,
@@ -167,11 +163,13 @@ impl SessionJudge {
             now: SystemTime::now(),
             accesses: &accesses,
         });
-        if accesses.iter().any(|access| self.touches_own_role(access)) {
+        let mut decision = decided.under(mode_for(self.mode, &accesses, &self.role));
+        if accesses.iter().any(|access| touches_role(access, &self.role)) {
             decision.verdict = Verdict::Deny {
                 what: format!("`role` on {}", self.role),
                 reason: "the role that Weir itself uses can be changed by no policy".to_owned(),
                 access: None,
+                by: Denier::Weir,
             };
             decision.policies.clear();
         }
@@ -219,6 +217,7 @@ impl Judge for SessionJudge {
                     what: "any statement".into(),
                     reason: self.run.standing_now().to_string(),
                     access: None,
+                    by: Denier::Weir,
                 },
                 policies: Vec::new(),
                 set: set.id(),
@@ -298,6 +297,25 @@ pub fn no_standing(standing: &Standing) -> ErrorAnswer {
         .hint(standing.hint().unwrap_or_default())
 }
 
+/// What becomes of the policies' denials of one statement. Where the connection observes, that Weir's own role stays as it
+/// is, and that statements mean to the server what they mean to Weir, is no policy's to let go.
+pub fn mode_for(mode: Mode, accesses: &[Access], role: &str) -> Mode {
+    let binds = |access: &Access| touches_role(access, role) || sql::unsettles_reading(access);
+    match mode {
+        Mode::Observe(_) if accesses.iter().any(binds) => Mode::Enforce,
+        Mode::Observe(_) | Mode::Enforce => mode,
+    }
+}
+
+/// Whether it changes the upstream side's role, its password first of all. A role without a name is the one in force
+/// (`CURRENT_USER`).
+fn touches_role(access: &Access, role: &str) -> bool {
+    match (&access.object, access.action) {
+        (Object::Other { kind: "role", name }, Action::Role) => name.is_empty() || **name == *role,
+        _ => false,
+    }
+}
+
 /// An access in a line for people: `select public.customers (id, name)`.
 fn describe(access: &Access) -> String {
     let what = format!("{} {}", access.action.name(), access.object);
@@ -307,6 +325,41 @@ fn describe(access: &Access) -> String {
         Columns::Some(columns) => {
             let columns: Vec<&str> = columns.iter().map(AsRef::as_ref).collect();
             format!("{what} ({})", columns.join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{policy::Lifts, sql::Catalog};
+
+    #[test]
+    fn what_changes_weirs_role_or_its_reading_is_let_pass_by_no_mode() {
+        let catalog = Catalog::default();
+        let observe = Mode::Observe(Lifts::Everything);
+        for (sql, binds) in [
+            ("SET client_encoding = 'SJIS'", true),
+            ("SET standard_conforming_strings = off", true),
+            ("SELECT set_config('standard_conforming_strings', 'o' || 'ff', false)", true),
+            ("SELECT set_config('client' || '_encoding', 'SJIS', false)", true),
+            ("SELECT 1; SET names 'LATIN1'", true),
+            ("UPDATE pg_settings SET setting = 'off' WHERE name = 'standard_conforming_strings'", true),
+            ("SELECT set_config('search_path', current_user, false)", true),
+            ("ALTER ROLE weir PASSWORD 'x'", true),
+            ("ALTER ROLE CURRENT_USER PASSWORD 'x'", true),
+            ("SET client_encoding = 'UTF8'", false),
+            ("SET some.thing = 'x'", false),
+            ("SET wal_level = 'x'", false),
+            ("ALTER ROLE other PASSWORD 'x'", false),
+            ("PREPARE TRANSACTION 'x'", false),
+            ("DROP TABLE customers", false),
+        ] {
+            let reading = sql::read(sql, &catalog, &catalog.session_names()).unwrap();
+            let accesses: Vec<Access> = reading.statements.iter().flat_map(|s| s.accesses.clone()).collect();
+            let expected = if binds { Mode::Enforce } else { observe };
+            assert_eq!(mode_for(observe, &accesses, "weir"), expected, "{sql}: {accesses:?}");
+            assert_eq!(mode_for(Mode::Enforce, &accesses, "weir"), Mode::Enforce);
         }
     }
 }

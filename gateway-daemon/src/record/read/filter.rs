@@ -41,10 +41,14 @@ pub struct LogFilter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DecisionFilter {
-    /// Allowed.
+    /// Allowed by the policies.
     Allow,
-    /// Refused, by a policy or by the kernel.
+    /// Refused, by a policy, by Weir or by the kernel.
     Deny,
+    /// Denied by the policies and let pass, since the connection observes.
+    Observed,
+    /// Denied by the policies or by Weir, refused or let pass.
+    Unpermitted,
 }
 
 /// Which sessions are wanted.
@@ -85,7 +89,7 @@ impl LogFilter {
             Event::Outcome(_) | Event::Answer(_) | Event::CopyIn(_) => {
                 return Verdict::AsItsRequest;
             }
-            Event::Refused(_) => !of_requests && self.decision != Some(DecisionFilter::Allow),
+            Event::Refused(_) => !of_requests && matches!(self.decision, None | Some(DecisionFilter::Deny)),
             Event::SessionStart(_) | Event::SessionEnd(_) | Event::Admin(_) => !of_requests && self.decision.is_none(),
         };
         if show { Verdict::Show } else { Verdict::Hide }
@@ -116,7 +120,9 @@ impl LogFilter {
         let decided = match self.decision {
             None => true,
             Some(DecisionFilter::Allow) => request.decision.allowed,
-            Some(DecisionFilter::Deny) => !request.decision.allowed,
+            Some(DecisionFilter::Deny) => !request.decision.passed(),
+            Some(DecisionFilter::Observed) => request.decision.is_observed(),
+            Some(DecisionFilter::Unpermitted) => !request.decision.allowed,
         };
         // One access has to meet both: a read of this table, not a read and this table somewhere.
         let touches = |access: &String| {

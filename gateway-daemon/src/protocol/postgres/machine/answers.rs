@@ -309,7 +309,7 @@ impl<J: Judge> Machine<J> {
             }
             Some(expect) => {
                 let asked = match expect {
-                    Expect::Sync { last } => Some(Asked { number: *last, event: self.log.appended() }),
+                    Expect::Sync { last } => Some(Asked { number: *last, event: self.log.appended(), lifted: None }),
                     other => other.asked(),
                 };
                 self.failed(frame, &fields, asked, None)?;

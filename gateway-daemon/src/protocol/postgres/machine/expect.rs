@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use super::{names::Change, requests::Asked};
+use super::{Judgement, names::Change, requests::Asked};
 use crate::{protocol::postgres::answer::ErrorAnswer, sql::Reading};
 
 /// Text that counts against the session's limit for as long as it is kept.
@@ -64,6 +64,8 @@ pub(super) struct Portal {
     pub(super) reading: Arc<Reading>,
     /// The request that bound it.
     pub(super) asked: Asked,
+    /// What that request's event says, where it says that a denial is lifted.
+    pub(super) lifted: Option<Arc<Judgement>>,
     /// What keeps the text counted.
     _kept: Kept,
     /// Made by DECLARE, not by Bind.
@@ -74,16 +76,21 @@ pub(super) struct Portal {
 
 impl Portal {
     /// What a Bind makes.
-    pub(super) fn bound(prepared: Arc<Prepared>, reading: Arc<Reading>, asked: Asked) -> Self {
+    pub(super) fn bound(
+        prepared: Arc<Prepared>,
+        reading: Arc<Reading>,
+        asked: Asked,
+        lifted: Option<Arc<Judgement>>,
+    ) -> Self {
         let sql = prepared.sql.clone();
         let _kept = Kept::Prepared { _prepared: prepared };
-        Self { sql, reading, asked, _kept, is_cursor: false, used: AtomicBool::new(false) }
+        Self { sql, reading, asked, lifted, _kept, is_cursor: false, used: AtomicBool::new(false) }
     }
 
     /// What a DECLARE makes.
     pub(super) fn cursor(sql: Arc<str>, reading: Arc<Reading>, asked: Asked, weight: Weight) -> Self {
         let _kept = Kept::Own { _weight: weight };
-        Self { sql, reading, asked, _kept, is_cursor: true, used: AtomicBool::new(true) }
+        Self { sql, reading, asked, lifted: None, _kept, is_cursor: true, used: AtomicBool::new(true) }
     }
 
     /// Whether this is the first use.

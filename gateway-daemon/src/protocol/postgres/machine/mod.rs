@@ -414,6 +414,7 @@ impl<J: Judge> Machine<J> {
             refused: self.requests.refused,
             rows: self.requests.rows,
             bytes: self.requests.bytes,
+            observed: self.requests.observed,
         };
         let ended = self.log.append(&Event::SessionEnd(end));
         self.log.commit();

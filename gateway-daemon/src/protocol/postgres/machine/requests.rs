@@ -5,8 +5,9 @@ use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Instant};
 use aws_lc_rs::digest;
 
 use crate::{
-    policy::Decision,
-    record::{DecisionRecord, Event, Outcome, Request, RequestKind, Runs, SessionLog, StoreError},
+    policy::{Decision, DeniedAccess, ForRecord, LiftOnRecord},
+    record::{self, DecisionRecord, Event, Outcome, Request, RequestKind, Runs, SessionLog, StoreError},
+    sql::Columns,
 };
 
 /// Requests that were asked for and have not ended.
@@ -17,6 +18,8 @@ pub(super) struct Requests {
     last: u64,
     /// Refused ones, for the session's end.
     pub(super) refused: u64,
+    /// Denied ones that were let pass.
+    pub(super) observed: u64,
     /// Rows and bytes that the agent got.
     pub(super) rows: u64,
     pub(super) bytes: u64,
@@ -60,6 +63,8 @@ impl<'a> Ask<'a> {
 pub(super) struct Asked {
     pub(super) number: u64,
     pub(super) event: u64,
+    /// That the event says that a denial is lifted, if it does.
+    pub(super) lifted: Option<LiftOnRecord>,
 }
 
 impl std::fmt::Debug for Live {
@@ -72,11 +77,10 @@ impl Requests {
     /// Puts a request and its decision on the record (not yet committed).
     pub(super) fn ask(&mut self, log: &mut SessionLog, ask: Ask<'_>, decision: &Decision) -> Result<Asked, StoreError> {
         let number = self.last + 1;
-        let allowed = matches!(decision.verdict, crate::policy::Verdict::Allow);
-        let reason = match &decision.verdict {
-            crate::policy::Verdict::Allow => String::new(),
-            crate::policy::Verdict::Deny { what, reason, .. } => format!("{what}: {reason}"),
-        };
+        let ForRecord { allowed, reason, denied, lifted } = decision.for_record();
+        let observed = lifted.is_some();
+        let denied = (!denied.is_empty())
+            .then(|| record::Denied { observed, accesses: denied.iter().map(denied_access).collect() });
         let event = log.append(&Event::Request(Request {
             session: log.id(),
             request: number,
@@ -91,11 +95,13 @@ impl Requests {
                 policies: decision.policies.iter().map(ToString::to_string).collect(),
                 set: decision.set.0,
                 reason,
+                denied,
             },
             runs: ask.runs,
         }))?;
         self.last = number;
-        self.refused += u64::from(!allowed);
+        self.refused += u64::from(!allowed && !observed);
+        self.observed += u64::from(observed);
         self.live.push_back(Live {
             number,
             event,
@@ -108,7 +114,7 @@ impl Requests {
             truncated: false,
             ended: false,
         });
-        Ok(Asked { number, event })
+        Ok(Asked { number, event, lifted })
     }
 
     /// How many requests were made.
@@ -224,5 +230,22 @@ impl Requests {
         let first = self.live.front()?.number;
         let at = usize::try_from(number.checked_sub(first)?).ok()?;
         self.live.get_mut(at)
+    }
+}
+
+fn denied_access(denied: &DeniedAccess) -> record::DeniedAccess {
+    let DeniedAccess { action, kind, id, columns, forbidden_by } = denied;
+    let (columns, all_columns) = match columns {
+        Columns::None => (Vec::new(), false),
+        Columns::Some(names) => (names.iter().map(ToString::to_string).collect(), false),
+        Columns::All => (Vec::new(), true),
+    };
+    record::DeniedAccess {
+        action: action.name().to_owned(),
+        kind: (*kind).to_owned(),
+        id: id.clone(),
+        columns,
+        all_columns,
+        forbidden_by: forbidden_by.iter().map(ToString::to_string).collect(),
     }
 }

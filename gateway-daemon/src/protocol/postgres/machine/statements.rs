@@ -96,7 +96,7 @@ impl<J: Judge> Machine<J> {
         };
         let ask = self.ask_for(RequestKind::Simple, sql, &reading, &judged.judgement);
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged, Some(sql)) {
+        let clearance = match self.clear(&judged, asked, Some(sql)) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.refuse_query(asked, answer);
@@ -164,7 +164,7 @@ impl<J: Judge> Machine<J> {
         let mut ask = self.ask_for(RequestKind::Prepare, sql, &reading, &judged.judgement);
         ask.types.clone_from(&types);
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged, Some(sql)) {
+        let clearance = match self.clear(&judged, asked, Some(sql)) {
             Ok(clearance) => clearance,
             Err(answer) => return Ok(Turn::Refuse(answer, asked)),
         };
@@ -206,14 +206,14 @@ impl<J: Judge> Machine<J> {
         ask.types.clone_from(&prepared.types);
         ask.runs = Some(Runs { request: prepared.asked.number, results: Some(bind.results().collect()) });
         let asked = self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?;
-        let clearance = match self.clear(&judged, None) {
+        let clearance = match self.clear(&judged, asked, None) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);
                 return Ok(None);
             }
         };
-        let portal = Portal::bound(prepared, reading.clone(), asked);
+        let portal = Portal::bound(prepared, reading.clone(), asked, judged.lifted());
         let portal = Some(Change::Define(bind.portal.into(), Arc::new(portal)));
         let changes = Changes { statement: None, portal };
         if let Some(answer) = self.over_limit(&reading, &judged.named, [&changes]) {
@@ -240,15 +240,18 @@ impl<J: Judge> Machine<J> {
             Ok(judged) => judged,
             Err(stop) => return Ok(Some(stop)),
         };
-        // The Bind's request is this one's as well, as long as no Sync came between the two.
-        let asked = if portal.first_use() && self.requests.is_live(portal.asked.number) {
+        // The Bind's request is this one's as well, as long as no Sync came between the two. Not when what is lifted now
+        // was not lifted then: its own event must say so.
+        let told =
+            judged.lifted().is_none_or(|now| portal.lifted.as_ref().is_some_and(|then| then.decision == now.decision));
+        let asked = if portal.first_use() && told && self.requests.is_live(portal.asked.number) {
             portal.asked
         } else {
             let mut ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judged.judgement);
             ask.runs = Some(Runs { request: portal.asked.number, results: None });
             self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?
         };
-        let clearance = match self.clear(&judged, None) {
+        let clearance = match self.clear(&judged, asked, None) {
             Ok(clearance) => clearance,
             Err(answer) => {
                 self.stand_in(Some(asked), answer);

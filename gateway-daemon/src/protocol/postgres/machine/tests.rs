@@ -4,9 +4,9 @@ use bytes::BytesMut;
 
 use super::*;
 use crate::{
-    policy::{PolicySetId, Verdict},
+    policy::{DeniedAccess, Denier, Lifts, Mode, PolicySetId, Verdict},
     record::{Recorder, SessionId},
-    sql::{Catalog, SessionNames},
+    sql::{Action, Catalog, Columns, SessionNames},
 };
 
 /// Reads with the real reader over an empty catalogue, and refuses what mentions `forbidden`.
@@ -14,6 +14,7 @@ struct TestJudge {
     catalog: Catalog,
     names: SessionNames,
     forbidden: &'static str,
+    mode: Mode,
 }
 
 impl Judge for TestJudge {
@@ -33,12 +34,15 @@ impl Judge for TestJudge {
         }
         let refused = accesses.iter().any(|access| access.contains(self.forbidden));
         let verdict = if refused {
-            Verdict::Deny { what: self.forbidden.to_owned(), reason: "a test says so".to_owned(), access: None }
+            let (what, reason) = (self.forbidden.to_owned(), "a test says so".to_owned());
+            let (kind, id, columns) = ("Database", "orders/shop".to_owned(), Columns::None);
+            let denied = DeniedAccess { action: Action::Select, kind, id, columns, forbidden_by: Vec::new() };
+            Verdict::Deny { what, reason, access: None, by: Denier::Policies(vec![denied]) }
         } else {
             Verdict::Allow
         };
         let decision = Decision { verdict, policies: Vec::new(), set: PolicySetId([0; 32]), durable_first: false };
-        Arc::new(Judgement { decision, accesses })
+        Arc::new(Judgement { decision: decision.under(self.mode), accesses })
     }
 
     fn forwarding(&mut self, _: &Reading) -> Result<(), String> {
@@ -65,7 +69,7 @@ impl Judge for TestJudge {
 fn machine() -> Machine<TestJudge> {
     let catalog = Catalog::default();
     let names = catalog.session_names();
-    let judge = TestJudge { catalog, names, forbidden: "secrets" };
+    let judge = TestJudge { catalog, names, forbidden: "secrets", mode: Mode::Enforce };
     let limits = MachineLimits {
         message_bytes: 1 << 20,
         server_message_bytes: 1 << 30,
@@ -194,6 +198,62 @@ fn a_refused_query_fails_on_the_server_too_and_its_error_is_ours() {
     let text = String::from_utf8_lossy(&told).into_owned();
     assert!(text.contains("C42501") && text.contains("a test says so") && !text.contains("from the server"), "{text}");
     assert_eq!(told.last(), Some(&b'E'), "the transaction is failed, as the server says");
+}
+
+#[test]
+fn where_the_connection_observes_a_denied_read_is_forwarded_once_its_record_is_durable() {
+    let mut machine = machine();
+    machine.judge.mode = Mode::Observe(Lifts::Everything);
+    machine.agent_says(&query("SELECT * FROM secrets"));
+    assert_eq!(machine.to_server.ready(), b"", "not before the receipt, though it is a read");
+    assert_eq!(machine.to_server.waits_for(), Some(machine.log.appended()));
+    assert_eq!(machine.left(Side::Server), query("SELECT * FROM secrets"));
+    assert_eq!((machine.requests.refused, machine.requests.observed), (0, 1));
+    machine.agent_says(&query("SELECT 1"));
+    assert_eq!(machine.to_server.ready(), query("SELECT 1"), "what is allowed does not wait");
+}
+
+/// Whatever the mode, these are not the policies' to deny.
+#[test]
+fn where_the_connection_observes_weirs_own_refusals_bind() {
+    let stand_ins = |sent: &[u8]| {
+        let mut machine = machine();
+        machine.judge.mode = Mode::Observe(Lifts::Everything);
+        machine.agent_says(sent);
+        machine.left(Side::Server)
+    };
+    let long = format!("SELECT '{}' FROM secrets", "x".repeat(1 << 16));
+    let chained = "PREPARE a AS SELECT 1; EXECUTE b";
+    for sql in [long.as_str(), "SELEC * FROM secrets", chained, "EXECUTE nothing", "FETCH 1 FROM secrets"] {
+        let forwarded = stand_ins(&query(sql));
+        assert!(forwarded.starts_with(b"Q") && forwarded[5] == b'!', "{sql}");
+    }
+    assert_eq!(tags(&stand_ins(&[bind("", "unseen"), SYNC.to_vec()].concat())), "DS");
+    let mut machine = machine();
+    machine.judge.mode = Mode::Observe(Lifts::Everything);
+    assert!(machine.from_agent(&message(b'F', b"\0\0\0\x01")).is_err(), "a FunctionCall ends the session");
+}
+
+#[test]
+fn an_execute_whose_denial_the_bind_did_not_have_has_an_event_of_its_own() {
+    for (at_execute, requests) in [("nothing", 2), ("secrets", 3)] {
+        let mut machine = machine();
+        machine.judge.mode = Mode::Observe(Lifts::Everything);
+        machine.judge.forbidden = "nothing";
+        machine.agent_says(&[parse("", "SELECT * FROM secrets"), bind("", "")].concat());
+        assert_eq!((machine.requests.count(), machine.requests.observed), (2, 0));
+        // The policies change in between.
+        machine.judge.forbidden = at_execute;
+        machine.agent_says(&[execute(""), SYNC.to_vec()].concat());
+        assert_eq!((machine.requests.count(), machine.requests.observed), (requests, requests - 2));
+        assert_eq!(tags(&machine.left(Side::Server)), "PBES");
+    }
+    // Denied at both: one event says so for both.
+    let mut machine = machine();
+    machine.judge.mode = Mode::Observe(Lifts::Everything);
+    machine.agent_says(&[parse("", "SELECT * FROM secrets"), bind("", ""), execute(""), SYNC.to_vec()].concat());
+    assert_eq!((machine.requests.count(), machine.requests.observed), (2, 2));
+    assert_eq!(tags(&machine.left(Side::Server)), "PBES");
 }
 
 #[test]

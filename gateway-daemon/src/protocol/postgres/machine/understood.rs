@@ -11,7 +11,7 @@ use super::{
     requests::{Ask, Asked},
 };
 use crate::{
-    policy::{Clearance, Decision, PolicySetId, Refusal, Verdict},
+    policy::{Clearance, Decision, Denier, NotCleared, PolicySetId, Refusal, Verdict},
     protocol::postgres::answer::{ErrorAnswer, REFUSED, Severity},
     record::RequestKind,
     sql::{Discard, Reading, StatementKind, StatementReading, place_of},
@@ -23,6 +23,16 @@ pub(super) struct Judged {
     pub(super) named: Vec<Arc<Reading>>,
     /// Why it is refused whatever the policies say.
     impossible: Option<ErrorAnswer>,
+}
+
+impl Judged {
+    /// The judgement, where its denial is lifted.
+    pub(super) fn lifted(&self) -> Option<Arc<Judgement>> {
+        match self.judgement.decision.verdict {
+            Verdict::Lifted { .. } => Some(self.judgement.clone()),
+            Verdict::Allow | Verdict::Deny { .. } => None,
+        }
+    }
 }
 
 /// What became of a text.
@@ -159,7 +169,12 @@ impl<J: Judge> Machine<J> {
             }
         };
         let decision = Decision {
-            verdict: Verdict::Deny { what: "unknown".into(), reason: answer.message.clone(), access: None },
+            verdict: Verdict::Deny {
+                what: "unknown".into(),
+                reason: answer.message.clone(),
+                access: None,
+                by: Denier::Weir,
+            },
             policies: Vec::new(),
             set: PolicySetId([0; 32]),
             durable_first: true,
@@ -199,9 +214,14 @@ impl<J: Judge> Machine<J> {
         }
     }
 
-    /// The clearance, or what the agent is told instead: with the place, where the message itself brought the text.
-    pub(super) fn clear(&self, judged: &Judged, text: Option<&str>) -> Result<Clearance, ErrorAnswer> {
-        match (judged.judgement.decision.clear(), &judged.impossible) {
+    /// The clearance for a request that is on the record, or what the agent is told instead: with the place, where the message itself brought the text.
+    pub(super) fn clear(&self, judged: &Judged, asked: Asked, text: Option<&str>) -> Result<Clearance, ErrorAnswer> {
+        let cleared = match judged.judgement.decision.clear() {
+            Ok(clearance) => Ok(clearance),
+            Err(NotCleared::Lifted(lifted)) => lifted.recorded(asked.lifted),
+            Err(NotCleared::Refused(refusal)) => Err(refusal),
+        };
+        match (cleared, &judged.impossible) {
             (Err(refusal), _) => {
                 let place = text.zip(refusal.access.as_deref()).and_then(|(text, access)| place_of(text, access));
                 Err(self.refusal(&refusal).at(place))

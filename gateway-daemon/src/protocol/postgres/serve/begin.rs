@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use super::{Caller, ConnectError, Front, Target};
 use crate::{
     identity::{Identity, Run},
+    policy::Mode,
     protocol::postgres::{
         answer::{self, ErrorAnswer, REFUSED, SHUTDOWN, UPSTREAM},
         cancels::CancelPlace,
@@ -104,6 +105,7 @@ pub(super) fn session_start(
         database: database.to_owned(),
         application: startup.application.clone(),
         tls,
+        observes: matches!(target.mode, Mode::Observe(_)),
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     accept::Accepted,
     identity::{Run, Standing},
-    policy::Policies,
+    policy::{Mode, Policies},
     protocol::sessions::{self, SessionView, Sessions},
     record::{Event, KernelRefusal, Recorder, SessionStart, StoreError},
     sql::ReadingCache,
@@ -50,6 +50,8 @@ pub struct Target {
     pub accept_users: Vec<String>,
     /// How the server is reached.
     pub upstream: UpstreamSettings,
+    /// What becomes of the policies' denials.
+    pub mode: Mode,
     /// Its databases' catalogues.
     pub catalogs: Catalogs,
     /// Why it is not served now, if so: a Unix socket that an agent could open.
@@ -246,6 +248,7 @@ async fn session(
         database: database.as_str().into(),
         role: upstream.user.clone(),
         policies: front.policies.clone(),
+        mode: target.mode,
         cache: front.cache.clone(),
         catalog: catalog.clone(),
         names,
