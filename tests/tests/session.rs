@@ -16,3 +16,5 @@ mod refusals;
 mod same;
 #[path = "session/show.rs"]
 mod show;
+#[path = "session/versions.rs"]
+mod versions;

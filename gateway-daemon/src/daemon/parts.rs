@@ -427,6 +427,7 @@ fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
             channel_binding,
             user: connection.user.as_str().into(),
             credential: connection.password.clone().map(|password| Arc::new(CredentialSource::new(password))),
+            spoken: Arc::default(),
             deadline: Duration::from_secs(15),
         },
         catalogs: Catalogs::default(),

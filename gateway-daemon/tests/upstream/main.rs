@@ -10,4 +10,5 @@ mod all {
     mod modes;
     mod queries;
     mod server;
+    mod versions;
 }

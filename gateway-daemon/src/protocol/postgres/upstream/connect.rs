@@ -12,9 +12,11 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client};
 
 use super::{
+    super::version::ProtocolVersion,
     AuthKind, BackendKey, Greeting, StartupParameters, Upstream, UpstreamSettings, UpstreamStream,
     binding::tls_server_end_point,
     error::{Failure, Phase, UpstreamError},
+    frame::put_counted,
     roots::TlsMode,
     startup::{Means, Progress, Startup, Transport},
     verify::certificate_fault,
@@ -24,8 +26,8 @@ use crate::secret::Credential;
 /// SSLRequest: its length and code 1234.5679.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// CancelRequest: its length and code 1234.5678.
-const CANCEL_REQUEST: [u8; 8] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e];
+/// CancelRequest: its code 1234.5678.
+const CANCEL_REQUEST: [u8; 4] = [0x04, 0xd2, 0x16, 0x2e];
 
 /// Idle time after which TCP asks whether the server is still there, and the time between further questions.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -53,13 +55,12 @@ pub async fn connect(
 ///
 /// # Errors
 /// The server could not be asked.
-pub async fn cancel(settings: &UpstreamSettings, address: SocketAddr, key: BackendKey) -> Result<(), UpstreamError> {
+pub async fn cancel(settings: &UpstreamSettings, address: SocketAddr, key: &BackendKey) -> Result<(), UpstreamError> {
     let clock = Clock::start(settings.deadline);
     let ask = async {
         let (mut stream, _) = open(settings, &clock, address).await?;
-        let mut request = CANCEL_REQUEST.to_vec();
-        request.extend_from_slice(&key.process.to_be_bytes());
-        request.extend_from_slice(&key.secret.to_be_bytes());
+        let mut request = Vec::new();
+        put_counted(&mut request, &[&CANCEL_REQUEST[..], &key.process.to_be_bytes(), &key.secret].concat())?;
         clock.write(Phase::Cancel, &mut stream, &request).await?;
         // The server closes when the signal is sent. Some cut without closing TLS, which is no failure here.
         let mut rest = [0; 64];
@@ -91,18 +92,77 @@ async fn establish(
             Some(clock.run(Phase::Credential, current).await?)
         }
     };
-    let (mut stream, transport) = open(settings, clock, address).await?;
-    let means = means(settings, credential.as_deref(), transport);
-    let user = Arc::clone(&means.user);
-    let (startup, packet) = Startup::new(means, parameters)?;
-    let outcome = converse(clock, startup, &packet, &mut stream).await;
+    let outcome = log_in(settings, clock, address, parameters, credential.as_deref()).await;
     if let (Some(source), Some(used), Err(failure)) = (&settings.credential, &credential, &outcome)
         && failure.is_wrong_password()
     {
         source.discard(used); // it may have been changed since it was read
     }
-    let (authenticated, greeting, leftover) = outcome?;
-    Ok(Upstream { stream, greeting, address, user, authenticated, leftover })
+    outcome
+}
+
+/// Logs in with the newest version of the protocol that the server takes.
+async fn log_in(
+    settings: &UpstreamSettings,
+    clock: &Clock,
+    address: SocketAddr,
+    parameters: &StartupParameters,
+    credential: Option<&Credential>,
+) -> Result<Upstream, Failure> {
+    let asked = settings.spoken.to_ask();
+    let attempt = Attempt { settings, clock, address, parameters, credential };
+    match attempt.make(asked).await {
+        Ok(upstream) => Ok(upstream),
+        Err(Refused { failure, unheard: true }) if asked > ProtocolVersion::V3_0 => {
+            let again = attempt.make(ProtocolVersion::V3_0).await;
+            // One who does not talk about the older version either has refused something else.
+            let is_mute = |again: &Refused| again.unheard || matches!(again.failure, Failure::Connect(_));
+            let upstream = again.map_err(|again| if is_mute(&again) { failure } else { again.failure })?;
+            settings.spoken.is_old();
+            Ok(upstream)
+        }
+        Err(refused) => Err(refused.failure),
+    }
+}
+
+/// All that a login is made of.
+struct Attempt<'a> {
+    settings: &'a UpstreamSettings,
+    clock: &'a Clock,
+    address: SocketAddr,
+    parameters: &'a StartupParameters,
+    credential: Option<&'a Credential>,
+}
+
+/// A login that failed.
+struct Refused {
+    failure: Failure,
+    /// Whether the server may not even have understood the start-up message.
+    unheard: bool,
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self { failure, unheard: false }
+    }
+}
+
+impl Attempt<'_> {
+    async fn make(&self, version: ProtocolVersion) -> Result<Upstream, Refused> {
+        let (mut stream, transport) = open(self.settings, self.clock, self.address).await?;
+        let means = means(self.settings, self.credential, transport);
+        let user = Arc::clone(&means.user);
+        let (mut startup, packet) = Startup::new(means, self.parameters, version)?;
+        match converse(self.clock, &mut startup, &packet, &mut stream).await {
+            Ok((authenticated, greeting, leftover)) => {
+                Ok(Upstream { stream, greeting, address: self.address, user, authenticated, leftover })
+            }
+            Err(failure) => {
+                let unheard = failure.is_unknown_version() || (startup.has_heard_nothing() && failure.is_an_end());
+                Err(Refused { failure, unheard })
+            }
+        }
+    }
 }
 
 fn means(settings: &UpstreamSettings, credential: Option<&Credential>, transport: Transport) -> Means {
@@ -118,7 +178,7 @@ fn means(settings: &UpstreamSettings, credential: Option<&Credential>, transport
 /// The loop around [`Startup`].
 async fn converse(
     clock: &Clock,
-    mut startup: Startup,
+    startup: &mut Startup,
     packet: &[u8],
     stream: &mut UpstreamStream,
 ) -> Result<(AuthKind, Greeting, BytesMut), Failure> {

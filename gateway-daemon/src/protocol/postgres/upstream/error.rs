@@ -234,8 +234,8 @@ pub enum Failure {
         /// When.
         phase: Phase,
     },
-    /// The server wants another protocol than 3.0.
-    #[error("the server does not speak protocol 3.0 without extensions")]
+    /// The server negotiates what was not asked for.
+    #[error("the server negotiates a protocol version or extension that was not asked for")]
     ProtocolVersion,
     /// The statement of Weir's own gave more than it may.
     #[error("the answer has more than {limit} {unit}")]
@@ -295,6 +295,16 @@ impl Failure {
             Self::Scram(_) => true,
             _ => false,
         }
+    }
+
+    /// Whether the server named the start-up message's version as what it does not know (feature_not_supported).
+    pub(super) fn is_unknown_version(&self) -> bool {
+        matches!(self, Self::Server { sqlstate, .. } if sqlstate == "0A000")
+    }
+
+    /// Whether the server was there and went away.
+    pub(super) const fn is_an_end(&self) -> bool {
+        matches!(self, Self::Closed { .. } | Self::Broken { .. })
     }
 
     /// An ErrorResponse.

@@ -20,6 +20,7 @@ mod frame;
 pub(crate) mod fuzzing;
 mod query;
 mod roots;
+mod spoken;
 pub mod startup;
 mod verify;
 
@@ -28,6 +29,7 @@ pub use connect::{cancel, connect};
 pub use error::{Failure, Phase, UpstreamError};
 pub use query::{RowLimits, simple_query_rows};
 pub use roots::{Roots, TlsMode, TlsSettingsError, UpstreamTls};
+pub use spoken::Spoken;
 
 /// How to reach the servers of one declared connection.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct UpstreamSettings {
     pub user: Arc<str>,
     /// The credential; without one only a server that asks for none lets Weir in.
     pub credential: Option<Arc<CredentialSource>>,
+    /// Which version of the protocol its servers are asked for.
+    pub spoken: Arc<Spoken>,
     /// For everything from the first packet to ReadyForQuery.
     pub deadline: Duration,
 }
@@ -85,12 +89,12 @@ pub enum AuthKind {
 }
 
 /// BackendKeyData: what a CancelRequest must name.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct BackendKey {
     /// The backend's process id.
     pub process: i32,
-    /// Its secret.
-    pub secret: i32,
+    /// Its secret: 4 bytes, under protocol 3.2 up to 256.
+    pub secret: Arc<[u8]>,
 }
 
 impl fmt::Debug for BackendKey {
