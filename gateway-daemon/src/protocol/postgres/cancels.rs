@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::{constant_time::verify_slices_are_equal, rand};
 
 use super::{
-    serve::Target,
+    serve::Server,
     startup::CancelKey,
     upstream::BackendKey,
     version::{MIN_SECRET, ProtocolVersion},
@@ -35,9 +35,9 @@ impl std::fmt::Debug for Entry {
 /// Where a cancel request leads.
 #[derive(Debug, Clone)]
 pub struct Cancel {
-    /// The connection.
-    pub target: Arc<Target>,
-    /// The server's address.
+    /// The server.
+    pub server: Arc<Server>,
+    /// Its address.
     pub address: SocketAddr,
     /// The server's key.
     pub key: BackendKey,
@@ -63,12 +63,12 @@ impl Cancels {
     pub fn enter(
         self: &Arc<Self>,
         agent: Arc<str>,
-        target: Arc<Target>,
+        server: Arc<Server>,
         address: SocketAddr,
         key: Option<BackendKey>,
         version: ProtocolVersion,
     ) -> Result<CancelPlace, NoRandomness> {
-        let cancel = key.map(|key| Cancel { target, address, key });
+        let cancel = key.map(|key| Cancel { server, address, key });
         let mut secret = vec![0; secret_bytes(version)].into_boxed_slice();
         rand::fill(&mut secret).map_err(|_| NoRandomness)?;
         let mut keys = self.lock();

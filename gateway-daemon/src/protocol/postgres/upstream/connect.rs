@@ -74,7 +74,7 @@ pub async fn cancel(settings: &UpstreamSettings, address: SocketAddr, key: &Back
 }
 
 impl UpstreamSettings {
-    fn error(&self, address: SocketAddr, failure: Failure) -> UpstreamError {
+    pub(in super::super) fn error(&self, address: SocketAddr, failure: Failure) -> UpstreamError {
         UpstreamError { connection: Arc::clone(&self.connection), address, failure }
     }
 }
@@ -85,20 +85,22 @@ async fn establish(
     address: SocketAddr,
     parameters: &StartupParameters,
 ) -> Result<Upstream, Failure> {
-    let credential = match &settings.credential {
-        None => None,
-        Some(source) => {
-            let current = async { source.current().await.map_err(Failure::Credential) };
-            Some(clock.run(Phase::Credential, current).await?)
-        }
+    let Some(source) = &settings.credential else {
+        return log_in(settings, clock, address, parameters, None).await;
     };
-    let outcome = log_in(settings, clock, address, parameters, credential.as_deref()).await;
-    if let (Some(source), Some(used), Err(failure)) = (&settings.credential, &credential, &outcome)
-        && failure.is_wrong_password()
-    {
-        source.discard(used); // it may have been changed since it was read
+    let current = async { source.current().await.map_err(Failure::Credential) };
+    let credential = clock.run(Phase::Credential, current).await?;
+    match log_in(settings, clock, address, parameters, Some(&credential)).await {
+        Err(failure) if failure.is_wrong_password() => {
+            // It may have been changed since it was fetched: once more, if there is another.
+            let other = async { source.instead_of(&credential).await.map_err(Failure::Credential) };
+            match clock.run(Phase::Credential, other).await? {
+                Some(other) => log_in(settings, clock, address, parameters, Some(&other)).await,
+                None => Err(failure),
+            }
+        }
+        outcome => outcome,
     }
-    outcome
 }
 
 /// Logs in with the newest version of the protocol that the server takes.
@@ -207,7 +209,8 @@ async fn open(
     address: SocketAddr,
 ) -> Result<(UpstreamStream, Transport), Failure> {
     let connecting = async { TcpStream::connect(address).await.map_err(Failure::Connect) };
-    let mut tcp = clock.run(Phase::Tcp, connecting).await?;
+    let tcp_clock = Clock::start(settings.tcp_deadline);
+    let mut tcp = clock.run(Phase::Tcp, tcp_clock.run(Phase::Tcp, connecting)).await?;
     keep_alive(&tcp).map_err(Failure::Connect)?;
     let mode = settings.tls.mode();
     let Some(config) = settings.tls.config() else {
@@ -215,6 +218,10 @@ async fn open(
     };
     let host = Arc::clone(&settings.host);
     let name = ServerName::try_from(host.to_string()).map_err(|_| Failure::HostName { host })?;
+    if let Some(client) = settings.tls.client() {
+        let refresh = async { client.refresh().await.map_err(Failure::ClientCertificate) };
+        clock.run(Phase::Credential, refresh).await?;
+    }
     request_tls(clock, mode, &mut tcp).await?;
     let connector = TlsConnector::from(Arc::clone(config));
     let shake = async { connector.connect(name, tcp).await.map_err(|error| handshake_failure(mode, error)) };
@@ -246,11 +253,34 @@ fn end_point(tls: &client::TlsStream<TcpStream>) -> Option<Vec<u8>> {
 }
 
 fn handshake_failure(mode: TlsMode, error: io::Error) -> Failure {
-    let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).and_then(certificate_fault);
-    match fault {
-        Some(fault) => Failure::Certificate { mode, fault },
+    let said = tls_error(&error);
+    if let Some(fault) = said.and_then(certificate_fault) {
+        return Failure::Certificate { mode, fault };
+    }
+    match said.and_then(refused_certificate) {
+        Some(alert) => Failure::ClientCertificateRefused { alert },
         None => Failure::Handshake(error),
     }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+}
+
+/// The server's alert, where it is about the certificate that Weir showed, or did not. Under TLS 1.3 it comes when the
+/// handshake is over for the client.
+fn refused_certificate(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::AlertDescription as Alert;
+    let rustls::Error::AlertReceived(alert) = error else { return None };
+    Some(match alert {
+        Alert::UnknownCA => "its CA is unknown",
+        Alert::CertificateExpired => "it has expired",
+        Alert::CertificateRevoked => "it is revoked",
+        Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown => "it is not accepted",
+        Alert::DecryptError => "its signature is wrong",
+        Alert::CertificateRequired => "there is none",
+        _ => return None,
+    })
 }
 
 fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
@@ -298,5 +328,8 @@ impl Clock {
 }
 
 pub(super) async fn broken<T>(phase: Phase, io: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
-    io.await.map_err(|source| Failure::Broken { phase, source })
+    io.await.map_err(|source| match tls_error(&source).and_then(refused_certificate) {
+        Some(alert) => Failure::ClientCertificateRefused { alert },
+        None => Failure::Broken { phase, source },
+    })
 }

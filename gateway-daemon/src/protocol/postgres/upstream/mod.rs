@@ -12,7 +12,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::secret::CredentialSource;
 
+mod attributes;
 mod binding;
+mod client;
 mod connect;
 mod error;
 mod frame;
@@ -25,6 +27,8 @@ pub mod startup;
 mod verify;
 
 pub use super::tls::UpstreamStream;
+pub use attributes::{ServerKind, SessionAttributes, kind_of};
+pub use client::{ClientCertificate, ClientCertificateError};
 pub use connect::{cancel, connect};
 pub use error::{Failure, Phase, UpstreamError};
 pub use query::{RowLimits, simple_query_rows};
@@ -48,6 +52,8 @@ pub struct UpstreamSettings {
     pub credential: Option<Arc<CredentialSource>>,
     /// Which version of the protocol its servers are asked for.
     pub spoken: Arc<Spoken>,
+    /// For the TCP connection alone.
+    pub tcp_deadline: Duration,
     /// For everything from the first packet to ReadyForQuery.
     pub deadline: Duration,
 }
@@ -76,7 +82,7 @@ pub struct StartupParameters {
 /// How the server came to let Weir in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthKind {
-    /// It asked for nothing (`trust`, or an operating system's word): anyone who reaches it gets in.
+    /// It asked for nothing: anyone who reaches it gets in, or the certificate that Weir showed was enough for it.
     Trust,
     /// The password itself, under verified TLS.
     Cleartext,
