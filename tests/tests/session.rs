@@ -12,6 +12,8 @@ mod player;
 mod record;
 #[path = "session/refusals.rs"]
 mod refusals;
+#[path = "session/row_security.rs"]
+mod row_security;
 #[path = "session/same.rs"]
 mod same;
 #[path = "session/show.rs"]

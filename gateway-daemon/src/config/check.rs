@@ -287,6 +287,7 @@ impl Checker<'_> {
             client_certificate: self.client_certificate(&place, raw.client_cert_file, raw.client_key_file, tls),
             ca_file: raw.ca_file,
             require_channel_binding,
+            identity_parameters: raw.identity_parameters,
             unix_sockets: raw.unix_sockets,
         })
     }

@@ -171,6 +171,8 @@ pub struct Connection {
     pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// Whether SCRAM must bind to the TLS channel.
     pub require_channel_binding: bool,
+    /// Whether the server is told whose a session is.
+    pub identity_parameters: bool,
     /// The server's Unix sockets when it is local; `None` looks in the usual places.
     pub unix_sockets: Option<Vec<PathBuf>>,
     /// How long an address that dropped out of the name stays protected.

@@ -109,6 +109,8 @@ pub(super) struct Connection {
     pub(super) client_cert_file: Option<PathBuf>,
     pub(super) client_key_file: Option<PathBuf>,
     pub(super) channel_binding: Option<String>,
+    #[serde(default)]
+    pub(super) identity_parameters: bool,
     pub(super) unix_sockets: Option<Vec<PathBuf>>,
     pub(super) linger: Option<String>,
 }

@@ -18,6 +18,7 @@ use crate::{
         cancels::Cancels,
         catalogs::Catalogs,
         machine::MachineLimits,
+        reserved::IdentityParameters,
         serve::Server,
         tls::{DeclaredNames, ServerNameEntry, bundle},
         upstream::{
@@ -446,6 +447,11 @@ fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
         servers: connection.hosts.iter().map(server).collect(),
         attributes: connection.attributes,
         user: connection.user.as_str().into(),
+        identity_parameters: if connection.identity_parameters {
+            IdentityParameters::Set
+        } else {
+            IdentityParameters::Unset
+        },
         database: connection.database.clone(),
         accept_users: connection.accept_users.clone(),
         catalogs: Catalogs::default(),

@@ -10,7 +10,8 @@ use super::{Weir, known, parts, runs};
 use crate::{
     control::{Connection, ConnectionError, ExplainRequest, RecordRequest, Reply, Request, Server},
     identity::{Group, Identity, Run, Standing, Subject},
-    policy::{self, Query},
+    policy::{self, Query, Verdict},
+    protocol::postgres::reserved::Reserved,
     protocol::postgres::tls::CaView,
     record::{LogFilter, Reader, SessionId, StoreError},
     sql::Access,
@@ -266,7 +267,7 @@ impl Weir {
         let accesses: Vec<Access> =
             reading.statements.iter().flat_map(|statement| statement.accesses.iter().cloned()).collect();
         let reasons: Vec<&String> = reading.statements.iter().flat_map(|statement| &statement.reasons).collect();
-        let explanation = policy::explain(
+        let mut explanation = policy::explain(
             &self.policies.current(),
             &Query {
                 identity: &identity,
@@ -277,6 +278,11 @@ impl Weir {
                 accesses: &accesses,
             },
         );
+        let reserved = Reserved { role: &target.user, identity_parameters: target.identity_parameters };
+        if let Some(Verdict::Deny { reason, .. }) = reserved.refusal(&accesses) {
+            explanation.allowed = false;
+            explanation.reason = reason;
+        }
         let mut row = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
         if let Some(object) = row.as_object_mut() {
             object.insert("not_understood".to_owned(), json!(reasons));

@@ -8,11 +8,12 @@ use super::{
     answer::{ErrorAnswer, LIMIT, NO_IDENTITY, Severity},
     catalogs::CatalogCell,
     machine::{Judge, Judgement, Unread},
+    reserved::{IdentityParameters, Reserved},
 };
 use crate::{
     identity::{Identity, Run, Standing},
     policy::{Decision, Policies, PolicySet, Query, Verdict},
-    sql::{self, Access, Action, Class, Columns, Object, ReadError, Reading, ReadingCache, SessionNames},
+    sql::{self, Access, Action, Class, Columns, ReadError, Reading, ReadingCache, SessionNames},
 };
 
 /// Texts above this are parsed where the runtime knows that the thread is busy.
@@ -28,6 +29,7 @@ pub struct SessionJudge {
     connection: Arc<str>,
     database: Arc<str>,
     role: Arc<str>,
+    identity_parameters: IdentityParameters,
     policies: Arc<Policies>,
     cache: Arc<ReadingCache>,
     catalog: Arc<CatalogCell>,
@@ -69,6 +71,8 @@ pub struct JudgeParts {
     pub database: Arc<str>,
     /// The role that Weir uses on the server.
     pub role: Arc<str>,
+    /// Whether the server was told whose the session is.
+    pub identity_parameters: IdentityParameters,
     /// The policies in force.
     pub policies: Arc<Policies>,
     /// Readings of all sessions.
@@ -86,7 +90,8 @@ pub struct JudgeParts {
 impl SessionJudge {
     /// For a session that begins.
     pub fn new(parts: JudgeParts) -> Self {
-        let JudgeParts { run, connection, database, role, policies, cache, catalog, names, hint, secrets } = parts;
+        let JudgeParts { run, connection, database, role, identity_parameters, .. } = parts;
+        let JudgeParts { policies, cache, catalog, names, hint, secrets, .. } = parts;
         let decided = Decided::default();
         let (changes_schema, asked_again) = (false, false);
         Self {
@@ -94,6 +99,7 @@ impl SessionJudge {
             connection,
             database,
             role,
+            identity_parameters,
             policies,
             cache,
             catalog,
@@ -103,15 +109,6 @@ impl SessionJudge {
             decided,
             changes_schema,
             asked_again,
-        }
-    }
-
-    /// Whether it changes the role of the upstream side, its password first of all. A role without a name is the one in
-    /// force (`CURRENT_USER`).
-    fn touches_own_role(&self, access: &Access) -> bool {
-        match (&access.object, access.action) {
-            (Object::Other { kind: "role", name }, Action::Role) => name.is_empty() || *name == self.role,
-            _ => false,
         }
     }
 
@@ -167,12 +164,9 @@ impl SessionJudge {
             now: SystemTime::now(),
             accesses: &accesses,
         });
-        if accesses.iter().any(|access| self.touches_own_role(access)) {
-            decision.verdict = Verdict::Deny {
-                what: format!("`role` on {}", self.role),
-                reason: "the role that Weir itself uses can be changed by no policy".to_owned(),
-                access: None,
-            };
+        let reserved = Reserved { role: &self.role, identity_parameters: self.identity_parameters };
+        if let Some(refusal) = reserved.refusal(&accesses) {
+            decision.verdict = refusal;
             decision.policies.clear();
         }
         Judgement { decision, accesses: accesses.iter().map(|access| describe(access).into()).collect() }

@@ -14,6 +14,7 @@ pub mod judge;
 pub mod machine;
 pub mod opening;
 pub mod pump;
+pub mod reserved;
 pub mod serve;
 pub mod startup;
 pub mod tls;

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use gateway_daemon::protocol::postgres::{
     catalogs::Catalogs,
+    reserved::IdentityParameters,
     serve::{ConnectError, Server as Host, Target},
     upstream::{Roots, SessionAttributes, StartupParameters, TlsMode, UpstreamSettings},
 };
@@ -30,6 +31,7 @@ fn target(attributes: SessionAttributes, addresses: &[SocketAddr]) -> Target {
         attributes,
         user: "scram".into(),
         database: None,
+        identity_parameters: IdentityParameters::Unset,
         accept_users: Vec::new(),
         catalogs: Catalogs::default(),
         withheld: None.into(),

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use aws_lc_rs::rand;
 use bytes::BytesMut;
 
-use super::{Caller, Front, Reached, Target};
+use super::{Caller, Front, Reached, Target, parameters};
 use crate::{
     identity::{Identity, Run},
     protocol::postgres::{
         answer::{self, ErrorAnswer, REFUSED, SHUTDOWN, UPSTREAM},
         cancels::CancelPlace,
         catalogs::CatalogCell,
+        reserved::IdentityParameters,
         startup::Startup,
         upstream::StartupParameters,
     },
@@ -46,19 +47,35 @@ pub(super) async fn connect(
     run: &Run,
     target: &Target,
     caller: &Caller,
+    identity: &Identity,
     startup: &Startup,
     database: &str,
 ) -> Result<Reached, ErrorAnswer> {
     let own = if startup.application.is_empty() { String::new() } else { format!(" {}", startup.application) };
+    let whose = match target.identity_parameters {
+        IdentityParameters::Set => parameters::of(run, identity),
+        IdentityParameters::Unset => Vec::new(),
+    };
     let parameters = StartupParameters {
         database: database.to_owned(),
         application_name: format!("weir:{}:{}{own}", run.agent, caller.id),
-        settings: startup.settings.clone(),
+        settings: startup.settings.iter().chain(&whose).cloned().collect(),
     };
-    target.connect(&parameters).await.map_err(|error| {
+    let reached = target.connect(&parameters).await.map_err(|error| {
         tracing::warn!(error = error.report(), "the server is not reached");
         ErrorAnswer::fatal(UPSTREAM, format!("Weir cannot reach the server: {error}")).hint(error.help())
-    })
+    });
+    let mut reached = reached?;
+    if !whose.is_empty() {
+        let verified = parameters::verify(&mut reached.upstream, &whose).await;
+        verified.map_err(|fault| {
+            tracing::warn!(fault, "the session is refused");
+            ErrorAnswer::fatal(UPSTREAM, format!("Weir refused this connection: {fault}")).hint(
+                "`identity_parameters` needs a server without a pooler before it, and a database whose encoding is UTF8",
+            )
+        })?;
+    }
+    Ok(reached)
 }
 
 pub(super) fn session_start(

@@ -16,6 +16,7 @@ use super::{
     machine::{Fault, Judge, Machine, MachineLimits},
     opening::{NoSession, open, told},
     pump::{Ending, Pump, World},
+    reserved::IdentityParameters,
     startup::Startup,
     tls::{AgentStream, HostCa},
     upstream::{self, SessionAttributes, Upstream, UpstreamStream},
@@ -30,6 +31,7 @@ use crate::{
 };
 
 mod begin;
+mod parameters;
 mod reach;
 mod world;
 
@@ -50,6 +52,8 @@ pub struct Target {
     pub user: Arc<str>,
     /// The only database, where one is declared.
     pub database: Option<String>,
+    /// Whether the server is told whose a session is.
+    pub identity_parameters: IdentityParameters,
     /// Users that an agent may name; all when empty.
     pub accept_users: Vec<String>,
     /// Its databases' catalogues.
@@ -191,7 +195,7 @@ async fn session(
     let mut log = front.recorder.session(caller.id);
     let agent_tls = opened.as_ref().is_some_and(AgentStream::is_tls);
     let start = session_start(run, target, caller, &identity, &startup, &database, agent_tls);
-    let connected = connect(run, target, caller, &startup, &database).await;
+    let connected = connect(run, target, caller, &identity, &startup, &database).await;
     let start = match &connected {
         Ok(Reached { upstream, .. }) => {
             SessionStart { upstream: Some(upstream.address), user: upstream.user.to_string(), ..start }
@@ -214,6 +218,7 @@ async fn session(
         connection: target.name.clone(),
         database: database.as_str().into(),
         role: upstream.user.clone(),
+        identity_parameters: target.identity_parameters,
         policies: front.policies.clone(),
         cache: front.cache.clone(),
         catalog: catalog.clone(),
