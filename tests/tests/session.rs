@@ -16,6 +16,8 @@ mod refusals;
 mod row_security;
 #[path = "session/same.rs"]
 mod same;
+#[path = "session/several.rs"]
+mod several;
 #[path = "session/show.rs"]
 mod show;
 #[path = "session/versions.rs"]

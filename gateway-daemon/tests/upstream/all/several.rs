@@ -16,7 +16,7 @@ use super::{
 
 use SessionAttributes::{Any, PreferStandby, Primary, ReadOnly, ReadWrite, Standby};
 
-fn target(attributes: SessionAttributes, addresses: &[SocketAddr]) -> Target {
+pub(super) fn target(attributes: SessionAttributes, addresses: &[SocketAddr]) -> Target {
     let settings = UpstreamSettings {
         tcp_deadline: Duration::from_secs(2),
         ..settings(TlsMode::Disable, &Roots::System, "127.0.0.1", "scram")

@@ -8,13 +8,14 @@ use std::{
 };
 
 use gateway_daemon::protocol::postgres::upstream::{
-    BackendKey, Failure, Roots, TlsMode, UpstreamSettings, cancel, connect, simple_query_rows,
+    BackendKey, Failure, Roots, SessionAttributes, TlsMode, UpstreamSettings, cancel, connect, simple_query_rows,
 };
 
 use super::{
     certificates::Authority,
     queries::LIMITS,
     server::{Server, credential, settings, start},
+    several::target,
 };
 
 fn plain(user: &str) -> UpstreamSettings {
@@ -55,6 +56,11 @@ async fn a_server_that_speaks_3_2_gives_a_long_key_and_cancels_by_it_alone() {
     let server = Server::start_18();
     let length = cancels_by_its_key_alone(&plain("scram"), server.address).await;
     assert!((5..=256).contains(&length), "{length} bytes");
+    // And what Weir asks a server for its own ends is understood by this one.
+    let target = target(SessionAttributes::Primary, &[server.address]);
+    let catalog = target.catalogs.cell("postgres");
+    catalog.fetch(&target, "postgres").await;
+    assert_eq!((catalog.failure(), catalog.current().is_some()), (None, true));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
