@@ -367,7 +367,7 @@ impl Drop for Group {
 
 /// Reads a file that holds a secret. Symbolic links are followed (Kubernetes mounts secrets through them); what is
 /// judged is the file that was opened.
-fn read_private(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+pub(crate) fn read_private(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, SecretError> {
     let failed = |source| SecretError::Read { path: path.to_owned(), source };
     // A pipe in the file's place must not make the daemon wait.
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;

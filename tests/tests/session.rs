@@ -12,7 +12,13 @@ mod player;
 mod record;
 #[path = "session/refusals.rs"]
 mod refusals;
+#[path = "session/row_security.rs"]
+mod row_security;
 #[path = "session/same.rs"]
 mod same;
+#[path = "session/several.rs"]
+mod several;
 #[path = "session/show.rs"]
 mod show;
+#[path = "session/versions.rs"]
+mod versions;

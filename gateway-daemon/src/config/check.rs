@@ -10,8 +10,8 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Limits, Mode, Protect, Store,
-    UpstreamTls, raw,
+    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Host, Issuer, Limits, Mode, Protect,
+    SessionAttributes, Store, UpstreamTls, host, raw,
 };
 
 /// The algorithms that a token may be signed with: asymmetric ones alone.
@@ -241,13 +241,8 @@ impl Checker<'_> {
             let shown = raw.protocol.escape_debug();
             self.fault(&place, "protocol", format!("`{shown}` is not spoken by this version; use `postgres`"));
         }
-        if raw.host.is_empty() || raw.host.contains('/') {
-            self.fault(&place, "host", "must be a host name or an address; Unix sockets go to `unix_sockets`");
-        }
-        let port = raw.port.unwrap_or(5432);
-        if port == 0 {
-            self.fault(&place, "port", "0 is no port");
-        }
+        let hosts = self.hosts(&place, raw.host, &raw.hosts, raw.port);
+        let attributes = self.attributes(&place, raw.target_session_attrs.as_deref());
         let tls = match raw.tls.as_deref() {
             None | Some("verify-full") => UpstreamTls::VerifyFull,
             Some("verify-ca") => UpstreamTls::VerifyCa,
@@ -289,19 +284,106 @@ impl Checker<'_> {
         Some(Connection {
             linger: self.duration(&place, "linger", raw.linger.as_deref(), Duration::from_secs(24 * 3600)),
             name: raw.name,
-            host: raw.host,
-            port,
+            hosts,
+            attributes,
             targets,
             database: raw.database,
             user: raw.user,
             accept_users: raw.accept_users,
             password: raw.password,
             tls,
+            client_certificate: self.client_certificate(&place, raw.client_cert_file, raw.client_key_file, tls),
             ca_file: raw.ca_file,
             require_channel_binding,
+            identity_parameters: raw.identity_parameters,
             unix_sockets: raw.unix_sockets,
             mode,
         })
+    }
+
+    fn hosts(&mut self, place: &Place, one: Option<String>, several: &[String], port: Option<u16>) -> Vec<Host> {
+        if port == Some(0) {
+            self.fault(place, "port", "0 is no port");
+        }
+        let port = port.unwrap_or(5432);
+        match (one, several) {
+            (Some(name), []) => {
+                if !host::is_name(&name) {
+                    self.fault(place, "host", "must be a host name or an address; Unix sockets go to `unix_sockets`");
+                }
+                vec![Host { name, port }]
+            }
+            (None, [_, ..]) => {
+                let parsed = several.iter().filter_map(|text| match Host::parse(text, port) {
+                    Ok(host) => Some(host),
+                    Err(fault) => {
+                        self.fault(place, "hosts", fault);
+                        None
+                    }
+                });
+                parsed.collect()
+            }
+            (None, []) => {
+                self.fault(place, "", "names no server; set `host`, or `hosts` to several");
+                Vec::new()
+            }
+            (Some(_), [_, ..]) => {
+                self.fault(place, "host", "stands beside `hosts`; put all servers into `hosts`");
+                Vec::new()
+            }
+        }
+    }
+
+    fn attributes(&mut self, place: &Place, text: Option<&str>) -> SessionAttributes {
+        match text {
+            None | Some("any") => SessionAttributes::Any,
+            Some("read-write") => SessionAttributes::ReadWrite,
+            Some("read-only") => SessionAttributes::ReadOnly,
+            Some("primary") => SessionAttributes::Primary,
+            Some("standby") => SessionAttributes::Standby,
+            Some("prefer-standby") => SessionAttributes::PreferStandby,
+            Some(other) => {
+                let known = "`any`, `read-write`, `read-only`, `primary`, `standby` or `prefer-standby`";
+                self.fault(place, "target_session_attrs", format!("`{}`: use {known}", other.escape_debug()));
+                SessionAttributes::Any
+            }
+        }
+    }
+
+    fn client_certificate(
+        &mut self,
+        place: &Place,
+        certificate: Option<PathBuf>,
+        key: Option<PathBuf>,
+        tls: UpstreamTls,
+    ) -> Option<(PathBuf, PathBuf)> {
+        let pair = match (certificate, key) {
+            (None, None) => return None,
+            (Some(certificate), Some(key)) => (certificate, key),
+            (Some(lone), None) => {
+                self.fault(
+                    place,
+                    "client_cert_file",
+                    "stands without `client_key_file`; name the certificate's key too",
+                );
+                (lone.clone(), lone)
+            }
+            (None, Some(lone)) => {
+                self.fault(
+                    place,
+                    "client_key_file",
+                    "stands without `client_cert_file`; name the key's certificate too",
+                );
+                (lone.clone(), lone)
+            }
+        };
+        if tls == UpstreamTls::Disable {
+            self.fault(place, "client_cert_file", "is never shown with `tls = \"disable\"`; leave one of the two out");
+        }
+        Some((
+            self.absolute(place, "client_cert_file", Some(pair.0), ""),
+            self.absolute(place, "client_key_file", Some(pair.1), ""),
+        ))
     }
 
     fn protect(&mut self, raw: Spanned<raw::Protect>) -> Option<Protect> {
@@ -387,13 +469,20 @@ impl Checker<'_> {
         twice("connection", config.connections.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
         let mut servers = HashSet::new();
         for connection in &config.connections {
-            if !servers.insert((connection.host.to_ascii_lowercase(), connection.port)) {
+            let mut own = HashSet::new();
+            for host in &connection.hosts {
                 let place = Place::section(&format!("connection \"{}\"", connection.name.escape_debug()));
-                self.fault(
-                    &place,
-                    "host",
-                    "another connection has the same host and port; which is meant cannot be told",
-                );
+                let key = if connection.hosts.len() == 1 { "host" } else { "hosts" };
+                let server = (host.name.to_ascii_lowercase(), host.port);
+                if !own.insert(server.clone()) {
+                    self.fault(&place, key, format!("`{host}` stands twice; name each server once"));
+                } else if !servers.insert(server) {
+                    self.fault(
+                        &place,
+                        key,
+                        "another connection has the same host and port; which is meant cannot be told",
+                    );
+                }
             }
         }
     }

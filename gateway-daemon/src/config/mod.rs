@@ -8,6 +8,7 @@ use std::{
 
 mod check;
 mod error;
+mod host;
 mod network;
 mod raw;
 #[cfg(test)]
@@ -15,7 +16,10 @@ mod tests;
 
 pub(crate) use check::lies_below;
 pub use error::{ConfigError, Fault};
+pub use host::Host;
 pub use network::Network;
+
+pub use crate::protocol::postgres::upstream::SessionAttributes;
 
 use crate::secret::SecretRef;
 
@@ -145,10 +149,10 @@ pub struct Agent {
 pub struct Connection {
     /// The connection's name, as policies use it.
     pub name: String,
-    /// The server's name or address.
-    pub host: String,
-    /// The server's port.
-    pub port: u16,
+    /// Its servers, at least one, in the order in which they are tried.
+    pub hosts: Vec<Host>,
+    /// What the server of a session must be.
+    pub attributes: SessionAttributes,
     /// More addresses that mean this connection.
     pub targets: Vec<Network>,
     /// The only database, where one is given.
@@ -163,8 +167,12 @@ pub struct Connection {
     pub tls: UpstreamTls,
     /// The CA of the server's certificate; the system's roots without.
     pub ca_file: Option<PathBuf>,
+    /// The certificate that Weir shows to servers, and its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// Whether SCRAM must bind to the TLS channel.
     pub require_channel_binding: bool,
+    /// Whether the server is told whose a session is.
+    pub identity_parameters: bool,
     /// The server's Unix sockets when it is local; `None` looks in the usual places.
     pub unix_sockets: Option<Vec<PathBuf>>,
     /// How long an address that dropped out of the name stays protected.

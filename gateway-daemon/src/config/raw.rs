@@ -91,7 +91,10 @@ pub(super) struct Agent {
 pub(super) struct Connection {
     pub(super) name: String,
     pub(super) protocol: String,
-    pub(super) host: String,
+    pub(super) host: Option<String>,
+    #[serde(default)]
+    pub(super) hosts: Vec<String>,
+    pub(super) target_session_attrs: Option<String>,
     pub(super) port: Option<u16>,
     #[serde(default)]
     pub(super) targets: Vec<String>,
@@ -103,7 +106,11 @@ pub(super) struct Connection {
     pub(super) password: Option<SecretRef>,
     pub(super) tls: Option<String>,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) client_cert_file: Option<PathBuf>,
+    pub(super) client_key_file: Option<PathBuf>,
     pub(super) channel_binding: Option<String>,
+    #[serde(default)]
+    pub(super) identity_parameters: bool,
     pub(super) unix_sockets: Option<Vec<PathBuf>>,
     pub(super) linger: Option<String>,
     pub(super) mode: Option<String>,

@@ -107,3 +107,40 @@ fn the_readme_names_every_table_and_key_that_exists_and_no_other() {
     }
     assert_eq!(tables, keys_of("\"?\" = 1"));
 }
+
+#[test]
+fn several_servers_stand_in_place_of_one_and_share_the_port() {
+    let several = |hosts: &str| GOOD.replace("host = \"db.internal\"", hosts);
+    let text = several("hosts = [\"a:6000\", \"b\"]\ntarget_session_attrs = \"prefer-standby\"\nport = 6432");
+    let config = Config::parse(Path::new("weir.toml"), &text).unwrap();
+    let hosts: Vec<_> = config.connections[0].hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["a:6000", "b:6432"]);
+    assert_eq!(config.connections[0].attributes, super::SessionAttributes::PreferStandby);
+    for (hosts, mend) in [
+        ("", "orders\": names no server; set `host`, or `hosts` to several"),
+        ("host = \"a\"\nhosts = [\"b\"]", "put all servers into `hosts`"),
+        ("hosts = [\"a\", \"b:0\"]", "hosts: `b:0` is no server; write `db.internal:5432`"),
+        ("hosts = [\"a\", \"A:5432\"]", "hosts: `A:5432` stands twice; name each server once"),
+        ("host = \"a\"\ntarget_session_attrs = \"master\"", "target_session_attrs: `master`: use `any`, `read-write`"),
+    ] {
+        let faults = faults(&several(hosts));
+        assert!(faults.contains(mend), "{hosts}: {faults}");
+    }
+}
+
+#[test]
+fn a_client_certificate_is_a_pair_and_needs_tls() {
+    let with = |keys: &str| GOOD.replace("host = ", &format!("{keys}\nhost = "));
+    let pair = "client_cert_file = \"/etc/weir/c.pem\"\nclient_key_file = \"/etc/weir/k.pem\"";
+    let config = Config::parse(Path::new("weir.toml"), &with(pair)).unwrap();
+    assert_eq!(config.connections[0].client_certificate, Some(("/etc/weir/c.pem".into(), "/etc/weir/k.pem".into())));
+    for (keys, mend) in [
+        ("client_cert_file = \"/c\"", "client_cert_file: stands without `client_key_file`"),
+        ("client_key_file = \"/k\"", "client_key_file: stands without `client_cert_file`"),
+        ("client_cert_file = \"c\"\nclient_key_file = \"/k\"", "client_cert_file: `c` must be an absolute path"),
+        (&format!("{pair}\ntls = \"disable\""), "is never shown with `tls = \"disable\"`"),
+    ] {
+        let faults = faults(&with(keys));
+        assert!(faults.contains(mend), "{keys}: {faults}");
+    }
+}

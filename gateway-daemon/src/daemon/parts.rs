@@ -19,8 +19,12 @@ use crate::{
         cancels::Cancels,
         catalogs::Catalogs,
         machine::MachineLimits,
+        reserved::IdentityParameters,
+        serve::Server,
         tls::{DeclaredNames, ServerNameEntry, bundle},
-        upstream::{ChannelBinding, Roots, TlsMode, TlsSettingsError, UpstreamSettings, UpstreamTls},
+        upstream::{
+            ChannelBinding, ClientCertificate, Roots, TlsMode, TlsSettingsError, UpstreamSettings, UpstreamTls,
+        },
     },
     record::StoreSettings,
     redirect::{Protected, RedirectSettings, UidRange},
@@ -202,6 +206,12 @@ fn warn_of_unknown_users(config: &Config) {
 /// Agents are refused while a credential cannot be had. Commands are not run for this: they may take long.
 async fn warn_of_credentials(config: &Config) {
     for connection in &config.connections {
+        if let Some((certificate, key)) = connection.client_certificate.clone()
+            && let Err(error) = Arc::new(ClientCertificate::new(certificate, key)).refresh().await
+        {
+            let error: &dyn std::error::Error = &*error;
+            tracing::warn!(connection = %connection.name, error, "the connection's client certificate cannot be used");
+        }
         let Some(reference) = &connection.password else { continue };
         match reference {
             SecretRef::File(_) | SecretRef::Env(_) | SecretRef::Credential(_) => {
@@ -289,7 +299,7 @@ async fn open_record(config: &Config, recording: Recording) -> Result<Recorder, 
 fn declared_names(config: &Config) -> DeclaredNames {
     let mut names = DeclaredNames::new();
     for connection in &config.connections {
-        if let Ok(name) = connection.host.parse::<ServerNameEntry>() {
+        for name in connection.hosts.iter().filter_map(|host| host.name.parse::<ServerNameEntry>().ok()) {
             names.add(name);
         }
         for network in &connection.targets {
@@ -417,26 +427,41 @@ fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
         TlsConfig::VerifyCa => TlsMode::VerifyCa,
         TlsConfig::VerifyFull => TlsMode::VerifyFull,
     };
-    let tls = UpstreamTls::new(mode, &roots);
+    let client = connection.client_certificate.clone();
+    let client = client.map(|(certificate, key)| Arc::new(ClientCertificate::new(certificate, key)));
+    let tls = UpstreamTls::with_client(mode, &roots, client);
     let tls = tls.map_err(|source| StartError::Tls { name: connection.name.clone(), source })?;
     let channel_binding =
         if connection.require_channel_binding { ChannelBinding::Require } else { ChannelBinding::Prefer };
+    let upstream = UpstreamSettings {
+        connection: connection.name.as_str().into(),
+        host: "".into(),
+        tls,
+        channel_binding,
+        user: connection.user.as_str().into(),
+        credential: connection.password.clone().map(|password| Arc::new(CredentialSource::new(password))),
+        spoken: Arc::default(),
+        // Where there is another server, one that is silent is not waited for.
+        tcp_deadline: if connection.hosts.len() > 1 { TCP_DEADLINE_AMONG_SEVERAL } else { LOGIN_DEADLINE },
+        deadline: LOGIN_DEADLINE,
+    };
+    let server = |host: &config::Host| {
+        let settings = UpstreamSettings { host: host.name.as_str().into(), spoken: Arc::default(), ..upstream.clone() };
+        Arc::new(Server { port: host.port, settings })
+    };
     Ok(Arc::new(Target {
         name: connection.name.as_str().into(),
-        host: connection.host.clone(),
-        port: connection.port,
+        servers: connection.hosts.iter().map(server).collect(),
+        attributes: connection.attributes,
+        user: connection.user.as_str().into(),
+        identity_parameters: if connection.identity_parameters {
+            IdentityParameters::Set
+        } else {
+            IdentityParameters::Unset
+        },
         database: connection.database.clone(),
         accept_users: connection.accept_users.clone(),
         mode: policy_mode(connection),
-        upstream: UpstreamSettings {
-            connection: connection.name.as_str().into(),
-            host: connection.host.as_str().into(),
-            tls,
-            channel_binding,
-            user: connection.user.as_str().into(),
-            credential: connection.password.clone().map(|password| Arc::new(CredentialSource::new(password))),
-            deadline: Duration::from_secs(15),
-        },
         catalogs: Catalogs::default(),
         withheld: ArcSwapOption::empty(),
     }))
@@ -487,6 +512,11 @@ fn secrets_key(path: &Path) -> Result<hmac::Key, StartError> {
 }
 
 const KEY_BYTES: usize = 32;
+
+/// For all of a login upstream.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(15);
+/// For the TCP connection to one of several servers.
+const TCP_DEADLINE_AMONG_SEVERAL: Duration = Duration::from_secs(4);
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
     let file = |source| StartError::File { path: path.to_owned(), source };

@@ -10,28 +10,31 @@ use std::{
 
 use nix::unistd::User;
 
-use crate::config::{Config, Connection};
+use crate::config::{Config, Connection, Host};
 
 /// Where servers put their sockets unless told otherwise.
 const USUAL_FOLDERS: [&str; 3] = ["/run/postgresql", "/var/run/postgresql", "/tmp"];
 
-/// The sockets of one connection: those that it names, else those of its port in the usual places when its server is on
+/// The sockets of one connection: those that it names, else those of its servers' ports in the usual places where they are on
 /// this host. Blocks while a name is looked up.
 pub(super) fn of(connection: &Connection) -> Vec<PathBuf> {
     match &connection.unix_sockets {
         Some(sockets) => sockets.clone(),
-        None if !is_here(connection) => Vec::new(),
         None => {
-            let name = format!(".s.PGSQL.{}", connection.port);
-            USUAL_FOLDERS.iter().map(|folder| Path::new(folder).join(&name)).collect()
+            let here = connection.hosts.iter().filter(|host| is_here(host));
+            here.flat_map(|host| {
+                let name = format!(".s.PGSQL.{}", host.port);
+                USUAL_FOLDERS.iter().map(move |folder| Path::new(folder).join(&name))
+            })
+            .collect()
         }
     }
 }
 
-/// Whether a connection's server is on this host. A name that leads nowhere may be: then it counts as such.
-fn is_here(connection: &Connection) -> bool {
+/// Whether a server is on this host. A name that leads nowhere may be: then it counts as such.
+fn is_here(host: &Host) -> bool {
     let own = super::targets::own_addresses();
-    match (connection.host.as_str(), connection.port).to_socket_addrs() {
+    match (host.name.as_str(), host.port).to_socket_addrs() {
         Ok(mut addresses) => addresses.any(|address| address.ip().is_loopback() || own.contains(&address.ip())),
         Err(_) => true,
     }

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    config::{Config, Connection},
+    config::Config,
     redirect::{Kernel, Network, Protected},
 };
 
@@ -22,8 +22,8 @@ pub(super) const REFRESH: Duration = Duration::from_secs(30);
 /// What is known of the names of all connections.
 #[derive(Debug, Default)]
 pub(super) struct Resolved {
-    /// By connection: when each address was last seen behind the name.
-    seen: HashMap<usize, HashMap<IpAddr, Instant>>,
+    /// By connection: when each address, with its server's port, was last seen behind one of the names.
+    seen: HashMap<usize, HashMap<(IpAddr, u16), Instant>>,
     /// Names that could not be resolved at the last try.
     pub(super) failed: Vec<String>,
 }
@@ -35,17 +35,21 @@ impl Resolved {
         for (index, connection) in config.connections.iter().enumerate() {
             let seen = self.seen.entry(index).or_default();
             let now = Instant::now();
-            match tokio::net::lookup_host((connection.host.as_str(), connection.port)).await {
-                Ok(addresses) => {
-                    for address in addresses {
-                        seen.insert(address.ip().to_canonical(), now);
+            let mut all_resolved = true;
+            for host in &connection.hosts {
+                match tokio::net::lookup_host((host.name.as_str(), host.port)).await {
+                    Ok(addresses) => {
+                        seen.extend(addresses.map(|address| ((address.ip().to_canonical(), host.port), now)));
                     }
-                    seen.retain(|_, last| now.duration_since(*last) <= connection.linger);
+                    // What was protected stays so: a resolver that fails must not open a road.
+                    Err(error) => {
+                        all_resolved = false;
+                        self.failed.push(format!("connection `{}`: {}: {error}", connection.name, host.name));
+                    }
                 }
-                // What was protected stays so: a resolver that fails must not open a road.
-                Err(error) => {
-                    self.failed.push(format!("connection `{}`: {}: {error}", connection.name, connection.host))
-                }
+            }
+            if all_resolved {
+                seen.retain(|_, last| now.duration_since(*last) <= connection.linger);
             }
         }
     }
@@ -59,10 +63,10 @@ impl Resolved {
             for network in &connection.targets {
                 table.add(network.address, network.prefix, network.port, number, Rank::Declared);
             }
-            for &address in self.seen.get(&index).into_iter().flat_map(HashMap::keys) {
-                table.add(address, bits(address), connection.port, number, Rank::Declared);
+            for &(address, port) in self.seen.get(&index).into_iter().flat_map(HashMap::keys) {
+                table.add(address, bits(address), port, number, Rank::Declared);
                 if address.is_loopback() || own.contains(&address) {
-                    table.add_local(&own, connection, number);
+                    table.add_local(&own, port, number);
                 }
             }
         }
@@ -108,8 +112,7 @@ impl Table {
     }
 
     /// A server on this host may listen on all its addresses: each of them leads to it, and so does no address at all.
-    fn add_local(&mut self, own: &[IpAddr], connection: &Connection, number: Option<u32>) {
-        let port = connection.port;
+    fn add_local(&mut self, own: &[IpAddr], port: u16, number: Option<u32>) {
         self.add(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8, port, number, Rank::Derived);
         let unspecified = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         for &address in unspecified.iter().chain([&IpAddr::V6(Ipv6Addr::LOCALHOST)]).chain(own) {

@@ -10,8 +10,8 @@ use super::{Weir, known, parts, runs};
 use crate::{
     control::{Connection, ConnectionError, ExplainRequest, RecordRequest, Reply, Request, Server},
     identity::{Group, Identity, Run, Standing, Subject},
-    policy::{self, Query},
-    protocol::postgres::{judge::mode_for, tls::CaView},
+    policy::{self, Query, Verdict},
+    protocol::postgres::{judge::mode_for, reserved::Reserved, tls::CaView},
     record::{LogFilter, Reader, SessionId, StoreError},
     sql::Access,
 };
@@ -267,8 +267,8 @@ impl Weir {
         let accesses: Vec<Access> =
             reading.statements.iter().flat_map(|statement| statement.accesses.iter().cloned()).collect();
         let reasons: Vec<&String> = reading.statements.iter().flat_map(|statement| &statement.reasons).collect();
-        let mode = mode_for(target.mode, &accesses, &target.upstream.user);
-        let explanation = policy::explain(
+        let mode = mode_for(target.mode, &accesses);
+        let mut explanation = policy::explain(
             &self.policies.current(),
             &Query {
                 identity: &identity,
@@ -280,6 +280,11 @@ impl Weir {
             },
             mode,
         );
+        let reserved = Reserved { role: &target.user, identity_parameters: target.identity_parameters };
+        if let Some(Verdict::Deny { reason, .. }) = reserved.refusal(&accesses) {
+            explanation.allowed = false;
+            explanation.reason = reason;
+        }
         let mut row = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;
         if let Some(object) = row.as_object_mut() {
             object.insert("not_understood".to_owned(), json!(reasons));

@@ -1,4 +1,10 @@
 //! A credential that is renewed before it ends.
+//!
+//! ```text
+//! fetched ──────────── due ─────────── ends
+//!    handed out         handed out and   never handed out
+//!                       renewed aside
+//! ```
 
 use std::{
     sync::Arc,
@@ -6,6 +12,8 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use aws_lc_rs::rand;
+use secrecy::ExposeSecret;
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{Credential, SecretError, SecretRef};
@@ -16,8 +24,16 @@ const KEPT_WITHOUT_EXPIRY: Duration = Duration::from_secs(60);
 /// A credential with an expiry is renewed this long before it, or at half of what is left if that is sooner.
 const RENEWED_BEFORE: Duration = Duration::from_secs(120);
 
-/// After a failed attempt, the same answer is given for this long: no storm of commands.
+/// Hosts that were started together do not renew together: up to this part of the time is taken off, in 1/256ths.
+const JITTER: u32 = 26;
+
+/// After a failed attempt, the same answer is given for this long: no storm of commands. Twice as long after each
+/// further one, up to the limit.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
+const FAILURE_KEPT_AT_MOST: Duration = Duration::from_secs(30);
+
+/// A command is not run again for a credential that the server refused while its last run is younger than this.
+const COMMAND_AGE: Duration = Duration::from_secs(1);
 
 /// A reference with what it gave last: renewed before it ends, fetched once however many ask.
 #[derive(Debug)]
@@ -31,16 +47,17 @@ pub struct CredentialSource {
 #[derive(Debug)]
 struct Kept {
     credential: Arc<Credential>,
+    fetched: Instant,
     /// When to fetch anew.
-    renew: Instant,
-    /// Until when it may be used if that fails.
-    ends: Option<SystemTime>,
+    due: Instant,
 }
 
 #[derive(Debug)]
 struct Failure {
     error: Arc<SecretError>,
     until: Instant,
+    /// For how long the next failure is kept.
+    next: Duration,
 }
 
 impl CredentialSource {
@@ -49,20 +66,60 @@ impl CredentialSource {
         Self { reference, current: ArcSwapOption::empty(), fetching: Mutex::new(None) }
     }
 
-    /// The credential, fetched when there is none or its time has come.
+    /// The credential, fetched when there is none that may be used. One that is due for renewal is handed out as long as
+    /// it has not ended, while another task fetches its successor.
     ///
     /// # Errors
     /// Why it could not be fetched, when there is no earlier one that is still valid.
-    pub async fn current(&self) -> Result<Arc<Credential>, Arc<SecretError>> {
-        if let Some(fresh) = self.fresh() {
-            return Ok(fresh);
+    pub async fn current(self: &Arc<Self>) -> Result<Arc<Credential>, Arc<SecretError>> {
+        let kept = self.current.load_full();
+        match kept.as_deref().map(Kept::age) {
+            Some((Age::Fresh, credential)) => Ok(credential),
+            Some((Age::Due, credential)) => {
+                let own = Arc::clone(self);
+                tokio::spawn(async move {
+                    // Whoever is at it already does it for all.
+                    if let Ok(mut failure) = own.fetching.try_lock() {
+                        let _ = own.fetch(&mut failure).await;
+                    }
+                });
+                Ok(credential)
+            }
+            Some((Age::Over, _)) | None => {
+                let mut failure = self.fetching.lock().await;
+                self.fetch(&mut failure).await
+            }
         }
+    }
+
+    /// Another credential than `refused`, which the server did not accept: it may have been changed since it was fetched.
+    /// `None` when there is no other.
+    ///
+    /// # Errors
+    /// Why there is none now.
+    pub async fn instead_of(&self, refused: &Arc<Credential>) -> Result<Option<Arc<Credential>>, Arc<SecretError>> {
         let mut failure = self.fetching.lock().await;
-        if let Some(fresh) = self.fresh() {
-            return Ok(fresh);
+        let kept = self.current.load_full();
+        if let Some(kept) = kept.filter(|kept| Arc::ptr_eq(&kept.credential, refused)) {
+            if matches!(self.reference, SecretRef::Command(_)) && kept.fetched.elapsed() < COMMAND_AGE {
+                return Ok(None);
+            }
+            self.current.store(None);
         }
+        let other = self.fetch(&mut failure).await?;
+        Ok((!other.is_same(refused)).then_some(other))
+    }
+
+    /// Fetches, unless that was done or has failed just now.
+    async fn fetch(&self, failure: &mut Option<Failure>) -> Result<Arc<Credential>, Arc<SecretError>> {
+        let kept = self.current.load_full();
+        let usable = match kept.as_deref().map(Kept::age) {
+            Some((Age::Fresh, credential)) => return Ok(credential),
+            Some((Age::Due, credential)) => Some(credential),
+            Some((Age::Over, _)) | None => None,
+        };
         if let Some(known) = failure.as_ref().filter(|known| Instant::now() < known.until) {
-            return self.still_valid().ok_or_else(|| Arc::clone(&known.error));
+            return usable.ok_or_else(|| Arc::clone(&known.error));
         }
         match self.reference.resolve().await {
             Ok(credential) => {
@@ -74,43 +131,70 @@ impl CredentialSource {
             Err(error) => {
                 let error = Arc::new(error);
                 tracing::warn!(error = %error, "a credential could not be fetched");
-                *failure = Some(Failure { error: Arc::clone(&error), until: Instant::now() + FAILURE_KEPT });
-                self.still_valid().ok_or(error)
+                let wait = failure.as_ref().map_or(FAILURE_KEPT, |last| last.next);
+                let next = wait.saturating_mul(2).min(FAILURE_KEPT_AT_MOST);
+                *failure = Some(Failure { error: Arc::clone(&error), until: Instant::now() + wait, next });
+                // It may have ended meanwhile.
+                usable.filter(|credential| credential.is_valid()).ok_or(error)
             }
         }
     }
+}
 
-    /// Forgets `refused`, which the server did not accept, unless a newer one has taken its place already.
-    pub fn discard(&self, refused: &Arc<Credential>) {
-        let current = self.current.load();
-        if current.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.credential, refused)) {
-            self.current.compare_and_swap(&current, None);
-        }
-    }
-
-    fn fresh(&self) -> Option<Arc<Credential>> {
-        let kept = self.current.load();
-        kept.as_ref().filter(|kept| Instant::now() < kept.renew && kept.valid()).map(|kept| kept.credential.clone())
-    }
-
-    fn still_valid(&self) -> Option<Arc<Credential>> {
-        // One without an end is from a file or variable that is gone now: that is a withdrawal.
-        let kept = self.current.load();
-        kept.as_ref().filter(|kept| kept.ends.is_some() && kept.valid()).map(|kept| kept.credential.clone())
-    }
+/// What a kept credential is good for.
+enum Age {
+    /// To be used.
+    Fresh,
+    /// To be used while it is renewed.
+    Due,
+    /// Not to be used.
+    Over,
 }
 
 impl Kept {
     fn new(credential: Arc<Credential>) -> Self {
-        let ends = credential.expires;
-        let left = ends.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
+        let left = credential.expires.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
         let keep = left.map_or(KEPT_WITHOUT_EXPIRY, |left| left.saturating_sub(RENEWED_BEFORE.min(left / 2)));
+        let keep = keep.saturating_sub((keep / 256).saturating_mul(jitter()));
+        let fetched = Instant::now();
         // An expiry too far for the clock to reach is looked at again after the usual time.
-        let now = Instant::now();
-        Self { credential, renew: now.checked_add(keep).unwrap_or(now + KEPT_WITHOUT_EXPIRY), ends }
+        let due = fetched.checked_add(keep).unwrap_or(fetched + KEPT_WITHOUT_EXPIRY);
+        Self { credential, fetched, due }
     }
 
-    fn valid(&self) -> bool {
-        self.ends.is_none_or(|end| SystemTime::now() < end)
+    fn age(&self) -> (Age, Arc<Credential>) {
+        let age = if !self.credential.is_valid() {
+            Age::Over
+        } else if Instant::now() < self.due {
+            Age::Fresh
+        } else if self.credential.expires.is_some() {
+            Age::Due
+        } else {
+            // From a file or variable: if it is gone now, that is a withdrawal.
+            Age::Over
+        };
+        (age, Arc::clone(&self.credential))
+    }
+}
+
+impl Credential {
+    /// Whether it has not ended.
+    fn is_valid(&self) -> bool {
+        self.expires.is_none_or(|end| SystemTime::now() < end)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let (own, others) = (self.password.expose_secret(), other.password.expose_secret());
+        let same = aws_lc_rs::constant_time::verify_slices_are_equal(own.as_bytes(), others.as_bytes()).is_ok();
+        same && self.user == other.user
+    }
+}
+
+/// Below [`JITTER`]; nothing depends on its being unpredictable.
+fn jitter() -> u32 {
+    let mut byte = [0];
+    match rand::fill(&mut byte) {
+        Ok(()) => u32::from(byte[0]) % JITTER,
+        Err(_) => 0,
     }
 }

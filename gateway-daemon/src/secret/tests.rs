@@ -184,7 +184,7 @@ async fn a_command_that_takes_too_long_is_killed_with_all_its_children() {
 #[tokio::test]
 async fn debug_shows_no_password() {
     let folder = folder();
-    let source = CredentialSource::new(SecretRef::File(file(&folder, b"hunter2", 0o400)));
+    let source = Arc::new(CredentialSource::new(SecretRef::File(file(&folder, b"hunter2", 0o400))));
     let credential = source.current().await.unwrap();
     assert!(!format!("{credential:?} {source:?}").contains("hunter2"));
 }
@@ -216,7 +216,7 @@ async fn however_many_ask_the_credential_is_fetched_once() {
 #[tokio::test]
 async fn a_credential_is_renewed_before_it_ends_and_outlives_a_failed_renewal() {
     let folder = folder();
-    let source = CredentialSource::new(counting(&folder, "[ $n = 2 ] && exit 1;"));
+    let source = Arc::new(CredentialSource::new(counting(&folder, "[ $n = 2 ] && exit 1;")));
     let first = source.current().await.unwrap();
     let ends = first.expires.unwrap();
     // The second run fails, so the first stays in use; the third renews it.
@@ -234,13 +234,79 @@ async fn a_credential_is_renewed_before_it_ends_and_outlives_a_failed_renewal() 
 #[tokio::test]
 async fn a_refused_credential_is_fetched_again_at_once() {
     let folder = folder();
-    let source = CredentialSource::new(SecretRef::File(file(&folder, b"old", 0o600)));
+    let source = Arc::new(CredentialSource::new(SecretRef::File(file(&folder, b"old", 0o600))));
+    let old = source.current().await.unwrap();
+    assert!(source.instead_of(&old).await.unwrap().is_none(), "nothing has changed");
     let old = source.current().await.unwrap();
     fs::write(folder.path().join("secret"), "new").unwrap();
     assert_eq!(source.current().await.unwrap().password.expose_secret(), "old");
-    source.discard(&old);
-    let new = source.current().await.unwrap();
+    let new = source.instead_of(&old).await.unwrap().unwrap();
     assert_eq!(new.password.expose_secret(), "new");
-    source.discard(&old); // late: the new one stays
+    // Late: the one that took its place is given, and stays.
+    assert!(Arc::ptr_eq(&source.instead_of(&old).await.unwrap().unwrap(), &new));
     assert!(Arc::ptr_eq(&source.current().await.unwrap(), &new));
+    fs::remove_file(folder.path().join("secret")).unwrap();
+    assert!(source.instead_of(&new).await.is_err());
+    assert!(source.current().await.is_err(), "what was refused and is withdrawn is not used");
+}
+
+#[tokio::test]
+async fn a_refused_password_does_not_make_a_storm_of_commands() {
+    let folder = folder();
+    let source = Arc::new(CredentialSource::new(counting(&folder, "")));
+    let mut refused = source.current().await.unwrap();
+    let begun = tokio::time::Instant::now();
+    for _ in 0..100 {
+        refused = source.instead_of(&refused).await.unwrap().unwrap_or(refused);
+    }
+    let runs = fs::read_to_string(folder.path().join("count")).unwrap().lines().count();
+    let most = 1 + usize::try_from(begun.elapsed().as_secs()).unwrap();
+    assert!(runs <= most, "{runs} runs in {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_renewal_while_the_last_credential_is_valid() {
+    let folder = folder();
+    // The second run takes until after the first credential's renewal is due, and its end.
+    let source = Arc::new(CredentialSource::new(counting(&folder, "[ $n = 2 ] && sleep 4;")));
+    let first = source.current().await.unwrap();
+    let ends = first.expires.unwrap();
+    let mut longest = Duration::ZERO;
+    while SystemTime::now() + Duration::from_millis(500) < ends {
+        let asked = std::time::Instant::now();
+        let given = source.current().await.unwrap();
+        longest = longest.max(asked.elapsed());
+        assert!(given.expires.unwrap() > SystemTime::now());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let runs = fs::read_to_string(folder.path().join("count")).unwrap().lines().count();
+    assert_eq!(runs, 2, "the renewal has begun");
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+}
+
+#[tokio::test]
+async fn an_expired_credential_is_never_given_and_failures_are_tried_again_ever_more_seldom() {
+    let folder = folder();
+    let source = Arc::new(CredentialSource::new(counting(&folder, "[ $n -gt 1 ] && exit 1;")));
+    let first = source.current().await.unwrap();
+    let ends = first.expires.unwrap();
+    let begun = tokio::time::Instant::now();
+    let (mut given, mut refused) = (0, 0);
+    while begun.elapsed() < Duration::from_secs(8) {
+        match source.current().await {
+            Ok(credential) => {
+                assert!(SystemTime::now() < ends + Duration::from_millis(50) && Arc::ptr_eq(&credential, &first));
+                given += 1;
+            }
+            Err(error) => {
+                assert!(SystemTime::now() >= ends, "{error}");
+                refused += 1;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(given > 0 && refused > 0);
+    // At 2.5 s or a little before, then 1, 2, 4 seconds later.
+    let runs = fs::read_to_string(folder.path().join("count")).unwrap().lines().count();
+    assert!((3..=5).contains(&runs), "{runs} runs");
 }

@@ -152,7 +152,7 @@ fn form_header_and_key_are_checked_before_anything_is_believed() {
 #[test]
 fn a_key_is_used_for_what_it_is_alone() {
     const UNFIT: &str = "the issuer's key with the token's `kid` cannot be used: ";
-    let purpose = "it is not declared for signatures (`use` or `key_ops`)";
+    let purpose = "it is not declared for signatures (`use`, `key_ops` or `alg`)";
     refused_with(
         &rules(|_| {}),
         UNFIT,

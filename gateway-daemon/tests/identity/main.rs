@@ -14,6 +14,7 @@ mod issuer;
 mod keys;
 mod nanoidp;
 mod provider;
+mod providers;
 mod registry;
 mod tokens;
 mod watch;

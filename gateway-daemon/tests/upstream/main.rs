@@ -6,8 +6,12 @@ mod all {
     mod agent_tls;
     mod authentication;
     mod certificates;
+    mod client_certificates;
     mod hostile;
     mod modes;
     mod queries;
+    mod renewed;
     mod server;
+    mod several;
+    mod versions;
 }

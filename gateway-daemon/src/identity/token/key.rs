@@ -19,8 +19,8 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// Why a key cannot check a token's signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFault {
-    /// `use` is not `sig`, `key_ops` lacks `verify`, or neither is there.
-    #[error("it is not declared for signatures (`use` or `key_ops`)")]
+    /// `use` is not `sig`, `key_ops` lacks `verify`, or neither is there and no `alg` that signs.
+    #[error("it is not declared for signatures (`use`, `key_ops` or `alg`)")]
     Purpose,
     /// Neither RSA, EC nor OKP.
     #[error("its type (`kty`) is none that Weir knows")]
@@ -206,7 +206,8 @@ impl Key {
     }
 }
 
-/// `use` and `key_ops` must agree where both are there (RFC 7517 section 4.3), and one must be.
+/// `use` and `key_ops` must agree where both are there (RFC 7517 section 4.3). One must be, or an `alg` that is for
+/// signatures alone.
 fn check_purpose(jwk: &Map<String, Value>) -> Result<(), KeyFault> {
     let by_use = jwk.get("use").map(|purpose| purpose.as_str() == Some("sig"));
     let by_operations = match jwk.get("key_ops") {
@@ -216,8 +217,14 @@ fn check_purpose(jwk: &Map<String, Value>) -> Result<(), KeyFault> {
     };
     match (by_use, by_operations) {
         (Some(true), None | Some(true)) | (None, Some(true)) => Ok(()),
+        (None, None) if jwk.get("alg").and_then(Value::as_str).is_some_and(signs) => Ok(()),
         (None, None) | (Some(false), _) | (_, Some(false)) => Err(KeyFault::Purpose),
     }
+}
+
+/// Whether an algorithm's name says that its keys sign, and do nothing else.
+fn signs(algorithm: &str) -> bool {
+    Algorithm::from_name(algorithm).is_some()
 }
 
 fn read_rsa(jwk: &Map<String, Value>) -> Result<(Kind, DecodingKey), KeyFault> {

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::startup::CancelKey;
+use super::{startup::CancelKey, version::ProtocolVersion};
 
 /// How grave an error is: whether the session goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,10 +125,10 @@ pub fn authentication_ok(out: &mut BytesMut) {
 }
 
 /// Appends BackendKeyData.
-pub fn backend_key(out: &mut BytesMut, key: CancelKey) {
+pub fn backend_key(out: &mut BytesMut, key: &CancelKey) {
     message(out, b'K', |out| {
         out.put_u32(key.process);
-        out.put_u32(key.secret);
+        out.put_slice(&key.secret);
     });
 }
 
@@ -137,10 +137,11 @@ pub fn ready_idle(out: &mut BytesMut) {
     message(out, b'Z', |out| out.put_u8(b'I'));
 }
 
-/// Appends NegotiateProtocolVersion: minor version 0 and the extensions that are not known.
-pub fn negotiate_version(out: &mut BytesMut, extensions: &[String]) {
+/// Appends NegotiateProtocolVersion: the version that will be spoken, and the extensions that are not known. The version
+/// is the whole of it, as PostgreSQL sends it and libpq takes it; the manual had the minor version alone.
+pub fn negotiate_version(out: &mut BytesMut, version: ProtocolVersion, extensions: &[String]) {
     message(out, b'v', |out| {
-        out.put_u32(0);
+        out.put_u32(version.code());
         out.put_u32(u32::try_from(extensions.len()).unwrap_or(u32::MAX));
         for name in extensions {
             put_text(out, name);
@@ -201,5 +202,12 @@ mod tests {
         assert_eq!(usize::from(bytes[4]), bytes.len() - 1);
         let bytes = answer.at(Some(12)).to_bytes();
         assert!(bytes.ends_with(b"Hask\0P12\0\0"), "{bytes:?}");
+    }
+
+    #[test]
+    fn a_negotiation_names_the_whole_version_and_each_extension() {
+        let mut out = BytesMut::new();
+        negotiate_version(&mut out, ProtocolVersion::V3_2, &["_pq_.a".to_owned(), "_pq_.b".to_owned()]);
+        assert_eq!(&out[..], b"v\0\0\0\x1a\0\x03\0\x02\0\0\0\x02_pq_.a\0_pq_.b\0");
     }
 }

@@ -6,27 +6,38 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use aws_lc_rs::rand;
+use aws_lc_rs::{constant_time::verify_slices_are_equal, rand};
 
-use super::{serve::Target, startup::CancelKey, upstream::BackendKey};
+use super::{
+    serve::Server,
+    startup::CancelKey,
+    upstream::BackendKey,
+    version::{MIN_SECRET, ProtocolVersion},
+};
 
 /// Keys that were given out, by their process number.
 #[derive(Debug, Default)]
 pub struct Cancels(Mutex<HashMap<u32, Entry>>);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Entry {
-    secret: [u8; 4],
+    secret: Box<[u8]>,
     agent: Arc<str>,
     cancel: Option<Cancel>,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("agent", &self.agent).finish_non_exhaustive()
+    }
 }
 
 /// Where a cancel request leads.
 #[derive(Debug, Clone)]
 pub struct Cancel {
-    /// The connection.
-    pub target: Arc<Target>,
-    /// The server's address.
+    /// The server.
+    pub server: Arc<Server>,
+    /// Its address.
     pub address: SocketAddr,
     /// The server's key.
     pub key: BackendKey,
@@ -52,32 +63,32 @@ impl Cancels {
     pub fn enter(
         self: &Arc<Self>,
         agent: Arc<str>,
-        target: Arc<Target>,
+        server: Arc<Server>,
         address: SocketAddr,
         key: Option<BackendKey>,
+        version: ProtocolVersion,
     ) -> Result<CancelPlace, NoRandomness> {
-        let cancel = key.map(|key| Cancel { target, address, key });
+        let cancel = key.map(|key| Cancel { server, address, key });
+        let mut secret = vec![0; secret_bytes(version)].into_boxed_slice();
+        rand::fill(&mut secret).map_err(|_| NoRandomness)?;
         let mut keys = self.lock();
         loop {
-            let mut bytes = [0; 8];
-            rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
-            let [a, b, c, d, secret @ ..] = bytes;
+            let mut process = [0; 4];
+            rand::fill(&mut process).map_err(|_| NoRandomness)?;
             // A process number is positive, as clients expect.
-            let process = u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff;
+            let process = u32::from_be_bytes(process) & 0x7fff_ffff;
             if process == 0 || keys.contains_key(&process) {
                 continue;
             }
-            keys.insert(process, Entry { secret, agent, cancel });
-            let key = CancelKey { process, secret: u32::from_be_bytes(secret) };
-            return Ok(CancelPlace { cancels: self.clone(), key });
+            keys.insert(process, Entry { secret: secret.clone(), agent, cancel });
+            return Ok(CancelPlace { cancels: self.clone(), key: CancelKey { process, secret } });
         }
     }
 
     /// Where the key leads, for a request of this agent.
-    pub fn find(&self, key: CancelKey, agent: &str) -> Option<Cancel> {
+    pub fn find(&self, key: &CancelKey, agent: &str) -> Option<Cancel> {
         let entry = self.lock().get(&key.process).cloned()?;
-        let secret = key.secret.to_be_bytes();
-        let same = aws_lc_rs::constant_time::verify_slices_are_equal(&entry.secret, &secret).is_ok();
+        let same = verify_slices_are_equal(&entry.secret, &key.secret).is_ok();
         if same && *entry.agent == *agent { entry.cancel } else { None }
     }
 
@@ -88,8 +99,16 @@ impl Cancels {
 
 impl CancelPlace {
     /// The key.
-    pub const fn key(&self) -> CancelKey {
-        self.key
+    pub const fn key(&self) -> &CancelKey {
+        &self.key
+    }
+}
+
+/// As long as the agent's version has room for, and never longer than nobody can guess.
+const fn secret_bytes(version: ProtocolVersion) -> usize {
+    match version {
+        ProtocolVersion::V3_0 => MIN_SECRET,
+        ProtocolVersion::V3_2 => 32,
     }
 }
 

@@ -132,7 +132,7 @@ async fn fetch(target: &Target, database: &str) -> Result<Catalog, String> {
         application_name: "weir: catalogue".to_owned(),
         settings: Vec::new(),
     };
-    let mut connection = target.connect(&parameters).await.map_err(|error| error.to_string())?;
+    let mut connection = target.connect(&parameters).await.map_err(|error| error.to_string())?.upstream;
     let mut answers = Vec::with_capacity(Catalog::QUERIES.len());
     for query in Catalog::QUERIES {
         let rows = upstream::simple_query_rows(&mut connection, query, &LIMITS);

@@ -8,11 +8,12 @@ use super::{
     answer::{ErrorAnswer, LIMIT, NO_IDENTITY, Severity},
     catalogs::CatalogCell,
     machine::{Judge, Judgement, Unread},
+    reserved::{IdentityParameters, Reserved},
 };
 use crate::{
     identity::{Identity, Run, Standing},
     policy::{Decision, Denier, Mode, Policies, PolicySet, Query, Verdict},
-    sql::{self, Access, Action, Class, Columns, Object, ReadError, Reading, ReadingCache, SessionNames},
+    sql::{self, Access, Action, Class, Columns, ReadError, Reading, ReadingCache, SessionNames},
 };
 
 /// Texts above this are parsed where the runtime knows that the thread is busy.
@@ -28,6 +29,7 @@ pub struct SessionJudge {
     connection: Arc<str>,
     database: Arc<str>,
     role: Arc<str>,
+    identity_parameters: IdentityParameters,
     policies: Arc<Policies>,
     mode: Mode,
     cache: Arc<ReadingCache>,
@@ -70,6 +72,8 @@ pub struct JudgeParts {
     pub database: Arc<str>,
     /// The role that Weir uses on the server.
     pub role: Arc<str>,
+    /// Whether the server was told whose the session is.
+    pub identity_parameters: IdentityParameters,
     /// The policies in force.
     pub policies: Arc<Policies>,
     /// What becomes of their denials on the connection.
@@ -89,8 +93,8 @@ pub struct JudgeParts {
 impl SessionJudge {
     /// For a session that begins.
     pub fn new(parts: JudgeParts) -> Self {
-        let JudgeParts { run, connection, database, role, policies, mode, cache, catalog, names, hint, secrets } =
-            parts;
+        let JudgeParts { run, connection, database, role, identity_parameters, .. } = parts;
+        let JudgeParts { policies, mode, cache, catalog, names, hint, secrets, .. } = parts;
         let decided = Decided::default();
         let (changes_schema, asked_again) = (false, false);
         Self {
@@ -98,6 +102,7 @@ impl SessionJudge {
             connection,
             database,
             role,
+            identity_parameters,
             policies,
             mode,
             cache,
@@ -163,14 +168,10 @@ impl SessionJudge {
             now: SystemTime::now(),
             accesses: &accesses,
         });
-        let mut decision = decided.under(mode_for(self.mode, &accesses, &self.role));
-        if accesses.iter().any(|access| touches_role(access, &self.role)) {
-            decision.verdict = Verdict::Deny {
-                what: format!("`role` on {}", self.role),
-                reason: "the role that Weir itself uses can be changed by no policy".to_owned(),
-                access: None,
-                by: Denier::Weir,
-            };
+        let mut decision = decided.under(mode_for(self.mode, &accesses));
+        let reserved = Reserved { role: &self.role, identity_parameters: self.identity_parameters };
+        if let Some(refusal) = reserved.refusal(&accesses) {
+            decision.verdict = refusal;
             decision.policies.clear();
         }
         Judgement { decision, accesses: accesses.iter().map(|access| describe(access).into()).collect() }
@@ -297,22 +298,12 @@ pub fn no_standing(standing: &Standing) -> ErrorAnswer {
         .hint(standing.hint().unwrap_or_default())
 }
 
-/// What becomes of the policies' denials of one statement. Where the connection observes, that Weir's own role stays as it
-/// is, and that statements mean to the server what they mean to Weir, is no policy's to let go.
-pub fn mode_for(mode: Mode, accesses: &[Access], role: &str) -> Mode {
-    let binds = |access: &Access| touches_role(access, role) || sql::unsettles_reading(access);
+/// What becomes of the policies' denials of one statement. Where the connection observes, that statements mean to the
+/// server what they mean to Weir is no policy's to let go.
+pub fn mode_for(mode: Mode, accesses: &[Access]) -> Mode {
     match mode {
-        Mode::Observe(_) if accesses.iter().any(binds) => Mode::Enforce,
+        Mode::Observe(_) if accesses.iter().any(sql::unsettles_reading) => Mode::Enforce,
         Mode::Observe(_) | Mode::Enforce => mode,
-    }
-}
-
-/// Whether it changes the upstream side's role, its password first of all. A role without a name is the one in force
-/// (`CURRENT_USER`).
-fn touches_role(access: &Access, role: &str) -> bool {
-    match (&access.object, access.action) {
-        (Object::Other { kind: "role", name }, Action::Role) => name.is_empty() || **name == *role,
-        _ => false,
     }
 }
 
@@ -335,7 +326,7 @@ mod tests {
     use crate::{policy::Lifts, sql::Catalog};
 
     #[test]
-    fn what_changes_weirs_role_or_its_reading_is_let_pass_by_no_mode() {
+    fn what_changes_how_statements_are_read_is_let_pass_by_no_mode() {
         let catalog = Catalog::default();
         let observe = Mode::Observe(Lifts::Everything);
         for (sql, binds) in [
@@ -346,8 +337,6 @@ mod tests {
             ("SELECT 1; SET names 'LATIN1'", true),
             ("UPDATE pg_settings SET setting = 'off' WHERE name = 'standard_conforming_strings'", true),
             ("SELECT set_config('search_path', current_user, false)", true),
-            ("ALTER ROLE weir PASSWORD 'x'", true),
-            ("ALTER ROLE CURRENT_USER PASSWORD 'x'", true),
             ("SET client_encoding = 'UTF8'", false),
             ("SET some.thing = 'x'", false),
             ("SET wal_level = 'x'", false),
@@ -358,8 +347,8 @@ mod tests {
             let reading = sql::read(sql, &catalog, &catalog.session_names()).unwrap();
             let accesses: Vec<Access> = reading.statements.iter().flat_map(|s| s.accesses.clone()).collect();
             let expected = if binds { Mode::Enforce } else { observe };
-            assert_eq!(mode_for(observe, &accesses, "weir"), expected, "{sql}: {accesses:?}");
-            assert_eq!(mode_for(Mode::Enforce, &accesses, "weir"), Mode::Enforce);
+            assert_eq!(mode_for(observe, &accesses), expected, "{sql}: {accesses:?}");
+            assert_eq!(mode_for(Mode::Enforce, &accesses), Mode::Enforce);
         }
     }
 }

@@ -76,7 +76,7 @@ pub(super) async fn open(
                 *opened = Some(tls);
                 return startup;
             }
-            Ok(Opening::Cancel(key)) => return cancel(front, run, key).await,
+            Ok(Opening::Cancel(key)) => return cancel(front, run, &key).await,
             Ok(Opening::Startup(startup)) => {
                 *opened = Some(AgentStream::Plain(stream));
                 return early(startup, &read);
@@ -93,7 +93,7 @@ async fn startup_under_tls(front: &Front, tls: &mut AgentStream, run: &Run) -> R
     let mut read = BytesMut::new();
     match next_opening(tls, &mut read).await? {
         Opening::Startup(startup) => early(startup, &read),
-        Opening::Cancel(key) => cancel(front, run, key).await,
+        Opening::Cancel(key) => cancel(front, run, &key).await,
         Opening::TlsRequest | Opening::DirectTls | Opening::GssRequest => {
             Err(told(ErrorAnswer::fatal(PROTOCOL_VIOLATION, "encryption was asked for under encryption")))
         }
@@ -141,19 +141,19 @@ pub(super) const fn told(answer: ErrorAnswer) -> NoSession {
     NoSession::Told(answer)
 }
 
-/// The names that an agent may verify: the configured host, and the address that it asked for where that is declared. An
+/// The names that an agent may verify: the configured hosts, and the address that it asked for where that is declared. An
 /// address that a name led to is not: whoever connects by name verifies the name.
 fn names_of(ca: &HostCa, target: &Target, origin: SocketAddr) -> Vec<ServerNameEntry> {
     let mut names = vec![ServerNameEntry::Ip(origin.ip())];
-    names.extend(target.host.parse::<ServerNameEntry>().ok());
+    names.extend(target.servers.iter().filter_map(|server| server.settings.host.parse::<ServerNameEntry>().ok()));
     names.retain(|name| ca.declares(name));
     names
 }
 
 /// Serves a cancel request: only for sessions of the same run's agent.
-async fn cancel(front: &Front, run: &Run, key: CancelKey) -> Result<Startup, NoSession> {
+async fn cancel(front: &Front, run: &Run, key: &CancelKey) -> Result<Startup, NoSession> {
     if let Some(cancel) = front.cancels.find(key, &run.agent)
-        && let Err(error) = upstream::cancel(&cancel.target.upstream, cancel.address, cancel.key).await
+        && let Err(error) = upstream::cancel(&cancel.server.settings, cancel.address, &cancel.key).await
     {
         tracing::warn!(%error, "a cancel request could not be passed on");
     }

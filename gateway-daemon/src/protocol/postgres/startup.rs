@@ -1,12 +1,15 @@
 //! What an agent says first: requests for encryption, a cancel request, or the start-up message
-//! (`PostgreSQL` manual, "Message Flow: Start-up", protocol 3.0).
+//! (`PostgreSQL` manual, "Message Flow: Start-up", protocols 3.0 to 3.2).
 
-use super::frame::{FieldError, Fields};
+use super::{
+    frame::{FieldError, Fields},
+    version::{MAX_SECRET, MIN_SECRET, ProtocolVersion},
+};
 
 /// The largest start-up packet that a server takes (`MAX_STARTUP_PACKET_LENGTH`).
 pub const MAX_STARTUP_BYTES: usize = 10_000;
 
-const PROTOCOL_3_0: u32 = 3 << 16;
+const MAJOR: u32 = 3;
 const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
 const SSL_REQUEST: u32 = (1234 << 16) | 5679;
 const GSSENC_REQUEST: u32 = (1234 << 16) | 5680;
@@ -29,12 +32,12 @@ pub enum Opening {
 }
 
 /// The key of a cancel request: process number and secret.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CancelKey {
     /// The "process" that BackendKeyData named.
     pub process: u32,
-    /// The secret beside it.
-    pub secret: u32,
+    /// The secret beside it, of 4 to 256 bytes.
+    pub secret: Box<[u8]>,
 }
 
 impl std::fmt::Debug for CancelKey {
@@ -54,7 +57,7 @@ pub struct Startup {
     pub application: String,
     /// Other settings, names in lower case, `options` taken apart, in the order given.
     pub settings: Vec<(String, String)>,
-    /// The minor protocol version asked for, when it is above 0.
+    /// The minor protocol version asked for.
     pub minor: u16,
     /// Protocol extensions (`_pq_.*`) asked for: none is known, so each is named in NegotiateProtocolVersion.
     pub extensions: Vec<String>,
@@ -83,6 +86,12 @@ pub enum StartupError {
     /// The packet's fields are broken.
     #[error("the start-up packet: {0}")]
     Field(#[from] FieldError),
+    /// A cancel request's key has a length that no key has.
+    #[error("a cancel request has a secret of {bytes} bytes; it may have {MIN_SECRET} to {MAX_SECRET}")]
+    Secret {
+        /// As sent.
+        bytes: usize,
+    },
     /// There is no user.
     #[error("the start-up packet names no user")]
     NoUser,
@@ -130,7 +139,7 @@ pub fn decode(buf: &[u8]) -> Result<Option<(Opening, usize)>, StartupError> {
         SSL_REQUEST => Opening::TlsRequest,
         GSSENC_REQUEST => Opening::GssRequest,
         CANCEL_REQUEST => Opening::Cancel(cancel(body)?),
-        version if version >> 16 == PROTOCOL_3_0 >> 16 => Opening::Startup(startup(version, body)?),
+        version if version >> 16 == MAJOR => Opening::Startup(startup(version, body)?),
         version => {
             let [a, b, c, d] = version.to_be_bytes();
             return Err(StartupError::Version { major: u16::from_be_bytes([a, b]), minor: u16::from_be_bytes([c, d]) });
@@ -139,11 +148,27 @@ pub fn decode(buf: &[u8]) -> Result<Option<(Opening, usize)>, StartupError> {
     Ok(Some((opening, length)))
 }
 
-fn cancel(body: &[u8]) -> Result<CancelKey, FieldError> {
+/// The secret is all that follows the process: its length says which version the key is of.
+fn cancel(body: &[u8]) -> Result<CancelKey, StartupError> {
     let mut fields = Fields::new(body);
-    let key = CancelKey { process: fields.int32()?.cast_unsigned(), secret: fields.int32()?.cast_unsigned() };
-    fields.end()?;
-    Ok(key)
+    let process = fields.int32()?.cast_unsigned();
+    let secret = fields.rest();
+    if !(MIN_SECRET..=MAX_SECRET).contains(&secret.len()) {
+        return Err(StartupError::Secret { bytes: secret.len() });
+    }
+    Ok(CancelKey { process, secret: secret.into() })
+}
+
+impl Startup {
+    /// The version to speak with this agent.
+    pub const fn version(&self) -> ProtocolVersion {
+        ProtocolVersion::at_most(self.minor)
+    }
+
+    /// Whether the agent must be told that it does not get all that it asked for.
+    pub fn is_negotiated(&self) -> bool {
+        !self.version().is(self.minor) || !self.extensions.is_empty()
+    }
 }
 
 fn startup(version: u32, body: &[u8]) -> Result<Startup, StartupError> {
@@ -259,7 +284,7 @@ mod tests {
     }
 
     fn started(body: &[u8]) -> Result<Startup, StartupError> {
-        match decode(&packet(PROTOCOL_3_0, body))? {
+        match decode(&packet(ProtocolVersion::V3_0.code(), body))? {
             Some((Opening::Startup(startup), _)) => Ok(startup),
             other => panic!("{other:?}"),
         }
@@ -316,5 +341,41 @@ mod tests {
         assert!(matches!(decode(b"\x7f\xff\xff\xff"), Err(StartupError::Length { .. })));
         assert_eq!(decode(b"\0\0\0\x08"), Ok(None));
         assert!(matches!(decode(&packet(2 << 16, b"")), Err(StartupError::Version { major: 2, .. })));
+    }
+
+    #[test]
+    fn an_agent_is_given_the_newest_version_that_it_and_weir_speak() {
+        use ProtocolVersion::{V3_0, V3_2};
+        for (minor, extension, version, negotiated) in [
+            (0, "", V3_0, false),
+            (0, "_pq_.x\01\0", V3_0, true),
+            (1, "", V3_0, true), // 3.1 is nobody's
+            (2, "", V3_2, false),
+            (2, "_pq_.x\01\0", V3_2, true),
+            (3, "", V3_2, true),
+            (9999, "_pq_.test_protocol_negotiation\0\0", V3_2, true),
+            (u16::MAX, "", V3_2, true),
+        ] {
+            let body = format!("user\0a\0{extension}\0");
+            let packet = packet(MAJOR << 16 | u32::from(minor), body.as_bytes());
+            let Ok(Some((Opening::Startup(startup), _))) = decode(&packet) else { panic!("3.{minor}") };
+            assert_eq!((startup.version(), startup.is_negotiated()), (version, negotiated), "3.{minor} {extension}");
+            assert_eq!(startup.extensions.len(), usize::from(!extension.is_empty()));
+            assert!(startup.settings.is_empty(), "an extension is no setting");
+        }
+    }
+
+    #[test]
+    fn a_cancel_request_has_a_secret_of_any_length_that_a_key_may_have() {
+        for (bytes, taken) in [(3, false), (4, true), (5, true), (32, true), (256, true), (257, false), (9000, false)] {
+            let body = [&7_u32.to_be_bytes()[..], &vec![0; bytes]].concat();
+            match decode(&packet(CANCEL_REQUEST, &body)) {
+                Ok(Some((Opening::Cancel(key), used))) => {
+                    assert_eq!((key.process, key.secret.len(), used), (7, bytes, bytes + 12));
+                    assert!(taken, "{bytes}");
+                }
+                refused => assert_eq!((refused, taken), (Err(StartupError::Secret { bytes }), false)),
+            }
+        }
     }
 }

@@ -133,8 +133,8 @@ async fn a_cancel_that_nobody_answers_ends_at_its_deadline() {
     let address = listener.local_addr().unwrap();
     let mut settings = settings(TlsMode::Disable, &Roots::System, "localhost", "scram");
     settings.deadline = Duration::from_millis(300);
-    let key = BackendKey { process: 7, secret: -2 };
-    let error = cancel(&settings, address, key).await.unwrap_err();
+    let key = BackendKey { process: 7, secret: b"\xff\xff\xff\xfe".as_slice().into() };
+    let error = cancel(&settings, address, &key).await.unwrap_err();
     assert!(matches!(error.failure, Failure::Deadline { phase: Phase::Cancel, .. }), "{error}");
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut sent = Vec::new();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use gateway_daemon::protocol::postgres::upstream::{
-    Failure, RowLimits, TlsMode, Upstream, cancel, connect, simple_query_rows,
+    BackendKey, Failure, RowLimits, TlsMode, Upstream, cancel, connect, simple_query_rows,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -64,17 +64,16 @@ async fn a_cancel_ends_what_the_server_is_doing() {
     for mode in [TlsMode::Disable, TlsMode::VerifyFull] {
         let settings = settings(mode, &trusted, "localhost", "scram");
         let mut sleeper = connect(&settings, server.address, &START).await.unwrap();
-        let key = sleeper.greeting.key.unwrap();
+        let key = sleeper.greeting.key.clone().unwrap();
         let sleeping = tokio::spawn(async move { rows(&mut sleeper, "select pg_sleep(60)").await });
         let mut watcher = connect(&settings, server.address, &START).await.unwrap();
         let active = format!("select 1 from pg_stat_activity where pid = {} and wait_event = 'PgSleep'", key.process);
         while rows(&mut watcher, &active).await.unwrap().is_empty() {}
 
-        let mut stranger = key;
-        stranger.secret ^= 1;
-        cancel(&settings, server.address, stranger).await.unwrap();
+        let stranger = BackendKey { secret: key.secret.iter().map(|byte| byte ^ 1).collect(), ..key };
+        cancel(&settings, server.address, &stranger).await.unwrap();
         assert_eq!(rows(&mut watcher, &active).await.unwrap().len(), 1, "a wrong secret cancels nothing");
-        cancel(&settings, server.address, key).await.unwrap();
+        cancel(&settings, server.address, &key).await.unwrap();
         let outcome = tokio::time::timeout(Duration::from_secs(30), sleeping).await.unwrap().unwrap();
         assert!(matches!(&outcome, Err(Failure::Server { sqlstate, .. }) if sqlstate == "57014"), "{outcome:?}");
     }

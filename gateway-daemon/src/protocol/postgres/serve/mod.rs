@@ -16,9 +16,10 @@ use super::{
     machine::{Fault, Judge, Machine, MachineLimits},
     opening::{NoSession, open, told},
     pump::{Ending, Pump, World},
+    reserved::IdentityParameters,
     startup::Startup,
     tls::{AgentStream, HostCa},
-    upstream::{self, StartupParameters, Upstream, UpstreamError, UpstreamSettings, UpstreamStream},
+    upstream::{self, SessionAttributes, Upstream, UpstreamStream},
 };
 use crate::{
     accept::Accepted,
@@ -30,9 +31,12 @@ use crate::{
 };
 
 mod begin;
+mod parameters;
+mod reach;
 mod world;
 
 use begin::{Ready, check_startup, connect, log_start, make_ready, session_start};
+pub use reach::{ConnectError, Reached, Server};
 use world::SessionWorld;
 
 /// One declared connection, ready to be served.
@@ -40,16 +44,18 @@ use world::SessionWorld;
 pub struct Target {
     /// Its name.
     pub name: Arc<str>,
-    /// The name or address of the server as configured.
-    pub host: String,
-    /// The server's port.
-    pub port: u16,
+    /// Its servers, in the order in which they are tried.
+    pub servers: Vec<Arc<Server>>,
+    /// What the server of a session must be.
+    pub attributes: SessionAttributes,
+    /// The role, where the credential does not name one.
+    pub user: Arc<str>,
     /// The only database, where one is declared.
     pub database: Option<String>,
+    /// Whether the server is told whose a session is.
+    pub identity_parameters: IdentityParameters,
     /// Users that an agent may name; all when empty.
     pub accept_users: Vec<String>,
-    /// How the server is reached.
-    pub upstream: UpstreamSettings,
     /// What becomes of the policies' denials.
     pub mode: Mode,
     /// Its databases' catalogues.
@@ -83,41 +89,6 @@ pub struct Front {
     pub hint: Arc<str>,
     /// The key of the digests that stand for secrets.
     pub secrets: Arc<hmac::Key>,
-}
-
-impl Target {
-    /// Reaches the server, whichever of its addresses answers first.
-    ///
-    /// # Errors
-    /// The last address's failure.
-    pub async fn connect(&self, parameters: &StartupParameters) -> Result<Upstream, ConnectError> {
-        let lookup = || ConnectError::Lookup { host: self.host.clone(), port: self.port };
-        let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(|_| lookup())?;
-        let mut last = lookup();
-        for address in addresses {
-            match upstream::connect(&self.upstream, address, parameters).await {
-                Ok(upstream) => return Ok(upstream),
-                Err(error) => last = ConnectError::Upstream(Box::new(error)),
-            }
-        }
-        Err(last)
-    }
-}
-
-/// Why the server is not reached.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// Its name leads nowhere.
-    #[error("the name `{host}` of the server (port {port}) leads to no address")]
-    Lookup {
-        /// The name.
-        host: String,
-        /// The port.
-        port: u16,
-    },
-    /// See there.
-    #[error("{0}")]
-    Upstream(Box<UpstreamError>),
 }
 
 /// Serves one connection to its end. `run` and `target` are what the cgroup and the origin led to.
@@ -227,26 +198,30 @@ async fn session(
     let mut log = front.recorder.session(caller.id);
     let agent_tls = opened.as_ref().is_some_and(AgentStream::is_tls);
     let start = session_start(run, target, caller, &identity, &startup, &database, agent_tls);
-    let connected = Box::pin(connect(run, target, caller, &startup, &database)).await;
+    let connected = Box::pin(connect(run, target, caller, &identity, &startup, &database)).await;
     let start = match &connected {
-        Ok(upstream) => SessionStart { upstream: Some(upstream.address), user: upstream.user.to_string(), ..start },
+        Ok(Reached { upstream, .. }) => {
+            SessionStart { upstream: Some(upstream.address), user: upstream.user.to_string(), ..start }
+        }
         Err(_) => start,
     };
     log_start(&mut log, start).await.map_err(|error| told(record_failed(&error)))?;
     let ready = match connected {
-        Ok(upstream) => Box::pin(make_ready(front, run, target, &startup, &database, upstream)).await,
+        Ok(reached) => Box::pin(make_ready(front, run, target, &startup, &database, reached)).await,
         Err(answer) => Err(answer),
     };
-    let Ready { upstream, catalog, names, cancel_place, greeting, nonce } = ready.map_err(|answer| {
-        log.ends_by(&answer.message);
-        told(answer)
-    })?;
+    let Ready { reached: Reached { upstream, server }, catalog, names, cancel_place, greeting, nonce } = ready
+        .map_err(|answer| {
+            log.ends_by(&answer.message);
+            told(answer)
+        })?;
     let Some(agent) = opened.take() else { return Err(NoSession::Silent("the agent's connection is gone".into())) };
     let judge = SessionJudge::new(JudgeParts {
         run: run.clone(),
         connection: target.name.clone(),
         database: database.as_str().into(),
         role: upstream.user.clone(),
+        identity_parameters: target.identity_parameters,
         policies: front.policies.clone(),
         mode: target.mode,
         cache: front.cache.clone(),
@@ -267,7 +242,7 @@ async fn session(
     let reason = end(&mut pump, &ending, front).await;
     // What still runs for an agent that was cut off is not left to run.
     if let (Ending::Told(_) | Ending::AgentBroke(_) | Ending::Fault(_), Some(key)) = (&ending, greeting.key)
-        && let Err(error) = Box::pin(upstream::cancel(&target.upstream, address, key)).await
+        && let Err(error) = Box::pin(upstream::cancel(&server.settings, address, &key)).await
     {
         tracing::warn!(%error, "what the session ran could not be cancelled");
     }

@@ -12,9 +12,11 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client};
 
 use super::{
+    super::version::ProtocolVersion,
     AuthKind, BackendKey, Greeting, StartupParameters, Upstream, UpstreamSettings, UpstreamStream,
     binding::tls_server_end_point,
     error::{Failure, Phase, UpstreamError},
+    frame::put_counted,
     roots::TlsMode,
     startup::{Means, Progress, Startup, Transport},
     verify::certificate_fault,
@@ -24,8 +26,8 @@ use crate::secret::Credential;
 /// SSLRequest: its length and code 1234.5679.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// CancelRequest: its length and code 1234.5678.
-const CANCEL_REQUEST: [u8; 8] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e];
+/// CancelRequest: its code 1234.5678.
+const CANCEL_REQUEST: [u8; 4] = [0x04, 0xd2, 0x16, 0x2e];
 
 /// Idle time after which TCP asks whether the server is still there, and the time between further questions.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -53,13 +55,12 @@ pub async fn connect(
 ///
 /// # Errors
 /// The server could not be asked.
-pub async fn cancel(settings: &UpstreamSettings, address: SocketAddr, key: BackendKey) -> Result<(), UpstreamError> {
+pub async fn cancel(settings: &UpstreamSettings, address: SocketAddr, key: &BackendKey) -> Result<(), UpstreamError> {
     let clock = Clock::start(settings.deadline);
     let ask = async {
         let (mut stream, _) = open(settings, &clock, address).await?;
-        let mut request = CANCEL_REQUEST.to_vec();
-        request.extend_from_slice(&key.process.to_be_bytes());
-        request.extend_from_slice(&key.secret.to_be_bytes());
+        let mut request = Vec::new();
+        put_counted(&mut request, &[&CANCEL_REQUEST[..], &key.process.to_be_bytes(), &key.secret].concat())?;
         clock.write(Phase::Cancel, &mut stream, &request).await?;
         // The server closes when the signal is sent. Some cut without closing TLS, which is no failure here.
         let mut rest = [0; 64];
@@ -73,7 +74,7 @@ pub async fn cancel(settings: &UpstreamSettings, address: SocketAddr, key: Backe
 }
 
 impl UpstreamSettings {
-    fn error(&self, address: SocketAddr, failure: Failure) -> UpstreamError {
+    pub(in super::super) fn error(&self, address: SocketAddr, failure: Failure) -> UpstreamError {
         UpstreamError { connection: Arc::clone(&self.connection), address, failure }
     }
 }
@@ -84,25 +85,86 @@ async fn establish(
     address: SocketAddr,
     parameters: &StartupParameters,
 ) -> Result<Upstream, Failure> {
-    let credential = match &settings.credential {
-        None => None,
-        Some(source) => {
-            let current = async { source.current().await.map_err(Failure::Credential) };
-            Some(clock.run(Phase::Credential, current).await?)
-        }
+    let Some(source) = &settings.credential else {
+        return log_in(settings, clock, address, parameters, None).await;
     };
-    let (mut stream, transport) = open(settings, clock, address).await?;
-    let means = means(settings, credential.as_deref(), transport);
-    let user = Arc::clone(&means.user);
-    let (startup, packet) = Startup::new(means, parameters)?;
-    let outcome = converse(clock, startup, &packet, &mut stream).await;
-    if let (Some(source), Some(used), Err(failure)) = (&settings.credential, &credential, &outcome)
-        && failure.is_wrong_password()
-    {
-        source.discard(used); // it may have been changed since it was read
+    let current = async { source.current().await.map_err(Failure::Credential) };
+    let credential = clock.run(Phase::Credential, current).await?;
+    match log_in(settings, clock, address, parameters, Some(&credential)).await {
+        Err(failure) if failure.is_wrong_password() => {
+            // It may have been changed since it was fetched: once more, if there is another.
+            let other = async { source.instead_of(&credential).await.map_err(Failure::Credential) };
+            match clock.run(Phase::Credential, other).await? {
+                Some(other) => log_in(settings, clock, address, parameters, Some(&other)).await,
+                None => Err(failure),
+            }
+        }
+        outcome => outcome,
     }
-    let (authenticated, greeting, leftover) = outcome?;
-    Ok(Upstream { stream, greeting, address, user, authenticated, leftover })
+}
+
+/// Logs in with the newest version of the protocol that the server takes.
+async fn log_in(
+    settings: &UpstreamSettings,
+    clock: &Clock,
+    address: SocketAddr,
+    parameters: &StartupParameters,
+    credential: Option<&Credential>,
+) -> Result<Upstream, Failure> {
+    let asked = settings.spoken.to_ask();
+    let attempt = Attempt { settings, clock, address, parameters, credential };
+    match attempt.make(asked).await {
+        Ok(upstream) => Ok(upstream),
+        Err(Refused { failure, unheard: true }) if asked > ProtocolVersion::V3_0 => {
+            let again = attempt.make(ProtocolVersion::V3_0).await;
+            // One who does not talk about the older version either has refused something else.
+            let is_mute = |again: &Refused| again.unheard || matches!(again.failure, Failure::Connect(_));
+            let upstream = again.map_err(|again| if is_mute(&again) { failure } else { again.failure })?;
+            settings.spoken.is_old();
+            Ok(upstream)
+        }
+        Err(refused) => Err(refused.failure),
+    }
+}
+
+/// All that a login is made of.
+struct Attempt<'a> {
+    settings: &'a UpstreamSettings,
+    clock: &'a Clock,
+    address: SocketAddr,
+    parameters: &'a StartupParameters,
+    credential: Option<&'a Credential>,
+}
+
+/// A login that failed.
+struct Refused {
+    failure: Failure,
+    /// Whether the server may not even have understood the start-up message.
+    unheard: bool,
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self { failure, unheard: false }
+    }
+}
+
+impl Attempt<'_> {
+    async fn make(&self, version: ProtocolVersion) -> Result<Upstream, Refused> {
+        let (mut stream, transport) = open(self.settings, self.clock, self.address).await?;
+        let means = means(self.settings, self.credential, transport);
+        let user = Arc::clone(&means.user);
+        let (mut startup, packet) = Startup::new(means, self.parameters, version)?;
+        match converse(self.clock, &mut startup, &packet, &mut stream).await {
+            Ok((authenticated, greeting, leftover)) => {
+                Ok(Upstream { stream, greeting, address: self.address, user, authenticated, leftover })
+            }
+            Err(failure) => {
+                let unheard = failure.is_unknown_version() || (startup.has_heard_nothing() && failure.is_an_end());
+                Err(Refused { failure, unheard })
+            }
+        }
+    }
 }
 
 fn means(settings: &UpstreamSettings, credential: Option<&Credential>, transport: Transport) -> Means {
@@ -118,7 +180,7 @@ fn means(settings: &UpstreamSettings, credential: Option<&Credential>, transport
 /// The loop around [`Startup`].
 async fn converse(
     clock: &Clock,
-    mut startup: Startup,
+    startup: &mut Startup,
     packet: &[u8],
     stream: &mut UpstreamStream,
 ) -> Result<(AuthKind, Greeting, BytesMut), Failure> {
@@ -147,7 +209,8 @@ async fn open(
     address: SocketAddr,
 ) -> Result<(UpstreamStream, Transport), Failure> {
     let connecting = async { TcpStream::connect(address).await.map_err(Failure::Connect) };
-    let mut tcp = clock.run(Phase::Tcp, connecting).await?;
+    let tcp_clock = Clock::start(settings.tcp_deadline);
+    let mut tcp = clock.run(Phase::Tcp, tcp_clock.run(Phase::Tcp, connecting)).await?;
     keep_alive(&tcp).map_err(Failure::Connect)?;
     let mode = settings.tls.mode();
     let Some(config) = settings.tls.config() else {
@@ -155,6 +218,10 @@ async fn open(
     };
     let host = Arc::clone(&settings.host);
     let name = ServerName::try_from(host.to_string()).map_err(|_| Failure::HostName { host })?;
+    if let Some(client) = settings.tls.client() {
+        let refresh = async { client.refresh().await.map_err(Failure::ClientCertificate) };
+        clock.run(Phase::Credential, refresh).await?;
+    }
     request_tls(clock, mode, &mut tcp).await?;
     let connector = TlsConnector::from(Arc::clone(config));
     let shake = async { connector.connect(name, tcp).await.map_err(|error| handshake_failure(mode, error)) };
@@ -186,11 +253,34 @@ fn end_point(tls: &client::TlsStream<TcpStream>) -> Option<Vec<u8>> {
 }
 
 fn handshake_failure(mode: TlsMode, error: io::Error) -> Failure {
-    let fault = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).and_then(certificate_fault);
-    match fault {
-        Some(fault) => Failure::Certificate { mode, fault },
+    let said = tls_error(&error);
+    if let Some(fault) = said.and_then(certificate_fault) {
+        return Failure::Certificate { mode, fault };
+    }
+    match said.and_then(refused_certificate) {
+        Some(alert) => Failure::ClientCertificateRefused { alert },
         None => Failure::Handshake(error),
     }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+}
+
+/// The server's alert, where it is about the certificate that Weir showed, or did not. Under TLS 1.3 it comes when the
+/// handshake is over for the client.
+fn refused_certificate(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::AlertDescription as Alert;
+    let rustls::Error::AlertReceived(alert) = error else { return None };
+    Some(match alert {
+        Alert::UnknownCA => "its CA is unknown",
+        Alert::CertificateExpired => "it has expired",
+        Alert::CertificateRevoked => "it is revoked",
+        Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown => "it is not accepted",
+        Alert::DecryptError => "its signature is wrong",
+        Alert::CertificateRequired => "there is none",
+        _ => return None,
+    })
 }
 
 fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
@@ -238,5 +328,8 @@ impl Clock {
 }
 
 pub(super) async fn broken<T>(phase: Phase, io: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
-    io.await.map_err(|source| Failure::Broken { phase, source })
+    io.await.map_err(|source| match tls_error(&source).and_then(refused_certificate) {
+        Some(alert) => Failure::ClientCertificateRefused { alert },
+        None => Failure::Broken { phase, source },
+    })
 }

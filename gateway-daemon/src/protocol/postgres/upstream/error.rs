@@ -3,6 +3,7 @@
 use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
+    client::ClientCertificateError,
     frame::{Fields, Frame},
     roots::TlsMode,
 };
@@ -104,6 +105,15 @@ pub enum Failure {
     /// The credential cannot be had.
     #[error("the credential cannot be had")]
     Credential(#[source] Arc<SecretError>),
+    /// There is no certificate to show.
+    #[error("the client certificate cannot be used")]
+    ClientCertificate(#[source] Arc<ClientCertificateError>),
+    /// The server refuses the certificate that Weir shows.
+    #[error("the server refuses Weir's client certificate: {alert}")]
+    ClientCertificateRefused {
+        /// In words.
+        alert: &'static str,
+    },
     /// The server has no TLS.
     #[error("tls is `{mode}`, but the server does not offer TLS")]
     NoTls {
@@ -234,8 +244,8 @@ pub enum Failure {
         /// When.
         phase: Phase,
     },
-    /// The server wants another protocol than 3.0.
-    #[error("the server does not speak protocol 3.0 without extensions")]
+    /// The server negotiates what was not asked for.
+    #[error("the server negotiates a protocol version or extension that was not asked for")]
     ProtocolVersion,
     /// The statement of Weir's own gave more than it may.
     #[error("the answer has more than {limit} {unit}")]
@@ -268,6 +278,15 @@ impl Failure {
                 "set `ca_file` to the CA that signed the server's certificate, and `host` to a name that stands in its subjectAltName"
             }
             Self::HostName { .. } => "set `host` to the server's name or address",
+            Self::ClientCertificateRefused { .. } => {
+                "set `client_cert_file` and `client_key_file` to a certificate of a CA in the server's `ssl_ca_file`"
+            }
+            Self::Server { sqlstate, message, .. } if sqlstate == "28000" && message.contains("client certificate") => {
+                "set `client_cert_file` and `client_key_file`; the server's pg_hba.conf asks for them"
+            }
+            Self::Server { sqlstate, message, .. } if sqlstate == "28000" && message.contains("ertificate auth") => {
+                "the certificate's common name must be the role, or be mapped to it in the server's pg_ident.conf"
+            }
             Self::NoPassword => "set `password` for the connection",
             Self::ClearPassword { .. } => "set `tls = \"verify-full\"`, or `scram-sha-256` in the server's pg_hba.conf",
             Self::Method { .. } | Self::UnknownMethod { .. } | Self::Mechanisms => {
@@ -295,6 +314,27 @@ impl Failure {
             Self::Scram(_) => true,
             _ => false,
         }
+    }
+
+    /// Whether the server named the start-up message's version as what it does not know (feature_not_supported).
+    pub(super) fn is_unknown_version(&self) -> bool {
+        matches!(self, Self::Server { sqlstate, .. } if sqlstate == "0A000")
+    }
+
+    /// Whether the server is not there, or not yet: another may be.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Broken { .. } | Self::Closed { .. } => true,
+            Self::Deadline { phase, .. } => *phase != Phase::Credential,
+            // cannot_connect_now, admin_shutdown, crash_shutdown
+            Self::Server { sqlstate, .. } => matches!(sqlstate.as_str(), "57P03" | "57P01" | "57P02"),
+            _ => false,
+        }
+    }
+
+    /// Whether the server was there and went away.
+    pub(super) const fn is_an_end(&self) -> bool {
+        matches!(self, Self::Closed { .. } | Self::Broken { .. })
     }
 
     /// An ErrorResponse.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::{
+    super::version::{MIN_SECRET, ProtocolVersion},
     AuthKind, ChannelBinding, RowLimits, StartupParameters,
     query::Answer,
     roots::TlsMode,
@@ -33,7 +34,10 @@ pub fn startup(data: &[u8]) {
         application_name: "weir:claude:1".to_owned(),
         settings: Vec::new(),
     };
-    let Ok((mut startup, packet)) = Startup::new(means, &parameters) else { unreachable!("the parameters hold") };
+    let version = ProtocolVersion::at_most(if binding & 2 == 0 { 2 } else { 0 });
+    let Ok((mut startup, packet)) = Startup::new(means, &parameters, version) else {
+        unreachable!("the parameters hold")
+    };
     assert!(packet.len() <= MAX_STARTUP_PACKET);
     let mut buf = BytesMut::new();
     for piece in said.chunks(usize::from(cut) + 1) {
@@ -51,6 +55,8 @@ pub fn startup(data: &[u8]) {
                         !matches!(kind, AuthKind::Scram | AuthKind::ScramPlus),
                         "nobody but the server can prove it"
                     );
+                    let secret = greeting.key.as_ref().map_or(MIN_SECRET, |key| key.secret.len());
+                    assert!(version.takes_secret_of(secret), "a key of {secret} bytes");
                     let frames = greeting.parameter_frames.len() + greeting.notice_frames.len();
                     assert!(frames <= said.len());
                     return;

@@ -12,7 +12,9 @@ use bytes::{Bytes, BytesMut};
 
 use crate::secret::CredentialSource;
 
+mod attributes;
 mod binding;
+mod client;
 mod connect;
 mod error;
 mod frame;
@@ -20,14 +22,18 @@ mod frame;
 pub(crate) mod fuzzing;
 mod query;
 mod roots;
+mod spoken;
 pub mod startup;
 mod verify;
 
 pub use super::tls::UpstreamStream;
+pub use attributes::{ServerKind, SessionAttributes, kind_of};
+pub use client::{ClientCertificate, ClientCertificateError};
 pub use connect::{cancel, connect};
 pub use error::{Failure, Phase, UpstreamError};
 pub use query::{RowLimits, simple_query_rows};
 pub use roots::{Roots, TlsMode, TlsSettingsError, UpstreamTls};
+pub use spoken::Spoken;
 
 /// How to reach the servers of one declared connection.
 #[derive(Debug, Clone)]
@@ -44,6 +50,10 @@ pub struct UpstreamSettings {
     pub user: Arc<str>,
     /// The credential; without one only a server that asks for none lets Weir in.
     pub credential: Option<Arc<CredentialSource>>,
+    /// Which version of the protocol its servers are asked for.
+    pub spoken: Arc<Spoken>,
+    /// For the TCP connection alone.
+    pub tcp_deadline: Duration,
     /// For everything from the first packet to ReadyForQuery.
     pub deadline: Duration,
 }
@@ -72,7 +82,7 @@ pub struct StartupParameters {
 /// How the server came to let Weir in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthKind {
-    /// It asked for nothing (`trust`, or an operating system's word): anyone who reaches it gets in.
+    /// It asked for nothing: anyone who reaches it gets in, or the certificate that Weir showed was enough for it.
     Trust,
     /// The password itself, under verified TLS.
     Cleartext,
@@ -85,12 +95,12 @@ pub enum AuthKind {
 }
 
 /// BackendKeyData: what a CancelRequest must name.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct BackendKey {
     /// The backend's process id.
     pub process: i32,
-    /// Its secret.
-    pub secret: i32,
+    /// Its secret: 4 bytes, under protocol 3.2 up to 256.
+    pub secret: Arc<[u8]>,
 }
 
 impl fmt::Debug for BackendKey {

@@ -9,7 +9,7 @@ use rustls::{
 };
 use serde::Deserialize;
 
-use super::{super::tls::ALPN, verify::ServerCheck};
+use super::{super::tls::ALPN, client::ClientCertificate, verify::ServerCheck};
 
 /// The longest CA file that is read, in bytes.
 const MAX_CA_FILE: u64 = 4 * 1024 * 1024;
@@ -43,6 +43,8 @@ pub struct UpstreamTls {
     mode: TlsMode,
     /// Absent for `disable` alone.
     config: Option<Arc<ClientConfig>>,
+    /// Shown to servers that ask for one.
+    client: Option<Arc<ClientCertificate>>,
 }
 
 /// Why roots cannot be used.
@@ -79,28 +81,48 @@ impl UpstreamTls {
     /// # Errors
     /// Why the roots cannot be used.
     pub fn new(mode: TlsMode, roots: &Roots) -> Result<Self, TlsSettingsError> {
+        Self::with_client(mode, roots, None)
+    }
+
+    /// The same, with the certificate that Weir shows to servers that ask for one.
+    ///
+    /// # Errors
+    /// Why the roots cannot be used. The certificate's own files are read with each connection.
+    pub fn with_client(
+        mode: TlsMode,
+        roots: &Roots,
+        client: Option<Arc<ClientCertificate>>,
+    ) -> Result<Self, TlsSettingsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let algorithms = provider.signature_verification_algorithms;
         let check = match mode {
-            TlsMode::Disable => return Ok(Self { mode, config: None }),
+            TlsMode::Disable => return Ok(Self { mode, config: None, client: None }),
             TlsMode::Require => ServerCheck::any(algorithms),
             TlsMode::VerifyCa => ServerCheck::chain(algorithms, load(roots)?),
             TlsMode::VerifyFull => ServerCheck::name(algorithms, load(roots)?),
         };
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .dangerous() // the verifier is ours, for the modes that webpki's own lacks
-            .with_custom_certificate_verifier(Arc::new(check))
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(Arc::new(check));
+        let mut config = match &client {
+            Some(client) => config.with_client_cert_resolver(Arc::<ClientCertificate>::clone(client)),
+            None => config.with_no_client_auth(),
+        };
         config.alpn_protocols = vec![ALPN.to_vec()];
         // PostgreSQL keeps no sessions, and each connection shall verify for itself.
         config.resumption = Resumption::disabled();
-        Ok(Self { mode, config: Some(Arc::new(config)) })
+        Ok(Self { mode, config: Some(Arc::new(config)), client })
     }
 
     /// The mode.
     pub const fn mode(&self) -> TlsMode {
         self.mode
+    }
+
+    /// The certificate that is shown to servers.
+    pub const fn client(&self) -> Option<&Arc<ClientCertificate>> {
+        self.client.as_ref()
     }
 
     pub(super) const fn config(&self) -> Option<&Arc<ClientConfig>> {

@@ -20,6 +20,7 @@ use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use super::{
+    super::version::ProtocolVersion,
     AuthKind, BackendKey, ChannelBinding, Greeting, StartupParameters,
     error::{Failure, Phase},
     frame::{Fields, Frame, put_counted, put_message, take_frame},
@@ -34,9 +35,6 @@ pub const MAX_MESSAGES: usize = 512;
 
 /// The longest start-up packet that the server reads (MAX_STARTUP_PACKET_LENGTH in its pqcomm.h), in bytes.
 pub const MAX_STARTUP_PACKET: usize = 10_000;
-
-/// Protocol 3.0.
-const PROTOCOL: i32 = 0x0003_0000;
 
 /// Settings that are Weir's own to send, or would carry other settings past those who judge them.
 const RESERVED: [&str; 7] = [
@@ -92,6 +90,8 @@ pub struct Startup {
     means: Means,
     state: State,
     messages: usize,
+    /// What was asked for, until the server negotiates less.
+    version: ProtocolVersion,
 }
 
 /// What the server is expected to say.
@@ -149,9 +149,18 @@ impl Startup {
     ///
     /// # Errors
     /// A parameter that is reserved, holds NUL or makes the packet longer than the server reads.
-    pub fn new(means: Means, parameters: &StartupParameters) -> Result<(Self, Vec<u8>), Failure> {
-        let packet = startup_message(&means.user, parameters)?;
-        Ok((Self { means, state: State::Asked, messages: 0 }, packet))
+    pub fn new(
+        means: Means,
+        parameters: &StartupParameters,
+        version: ProtocolVersion,
+    ) -> Result<(Self, Vec<u8>), Failure> {
+        let packet = startup_message(&means.user, parameters, version)?;
+        Ok((Self { means, state: State::Asked, messages: 0, version }, packet))
+    }
+
+    /// Whether no message has come yet.
+    pub const fn has_heard_nothing(&self) -> bool {
+        self.messages == 0
     }
 
     /// Takes whole messages off `buf`, up to the first that calls for an answer or ends the conversation.
@@ -191,12 +200,15 @@ impl Startup {
         }
     }
 
-    fn step(&self, state: State, frame: &Frame) -> Result<(State, Progress), Failure> {
+    fn step(&mut self, state: State, frame: &Frame) -> Result<(State, Progress), Failure> {
         match (frame.tag, state) {
             (b'E', _) => Err(Failure::from_response(frame)),
-            (b'v', State::Asked) => negotiate(frame).map(|()| (State::Asked, Progress::More)),
+            (b'v', State::Asked) => {
+                self.version = negotiated(self.version, frame)?;
+                Ok((State::Asked, Progress::More))
+            }
             (b'R', state) => self.authentication(state, frame),
-            (_, State::Greeting(kind, pieces)) => greeting(kind, pieces, frame),
+            (_, State::Greeting(kind, pieces)) => greeting(kind, pieces, frame, self.version),
             (_, _) => Err(Failure::Unexpected { tag: char::from(frame.tag), phase: Phase::Authentication }),
         }
     }
@@ -338,19 +350,29 @@ impl Startup {
     }
 }
 
-/// NegotiateProtocolVersion: newest minor version, and the options that the server does not know. We ask for 3.0
-/// and send no option, so only a server that repeats that makes sense.
-fn negotiate(frame: &Frame) -> Result<(), Failure> {
+/// NegotiateProtocolVersion: the newest version that the server speaks, and the options that it does not know. No option
+/// was sent, so none can be unknown; and what was asked for can only become less.
+fn negotiated(asked: ProtocolVersion, frame: &Frame) -> Result<ProtocolVersion, Failure> {
     let mut fields = Fields::of(frame);
     let newest = fields.i32()?;
     let options = fields.i32()?;
     fields.end()?;
-    // The manual has the minor version alone, PostgreSQL sends both halves.
-    if (newest == 0 || newest >> 16 == 3) && options == 0 { Ok(()) } else { Err(Failure::ProtocolVersion) }
+    // The manual had the minor version alone, PostgreSQL sends both halves.
+    let version = match newest {
+        0 | 0x0003_0000 => ProtocolVersion::V3_0,
+        2 | 0x0003_0002 => ProtocolVersion::V3_2,
+        _ => return Err(Failure::ProtocolVersion),
+    };
+    if version <= asked && options == 0 { Ok(version) } else { Err(Failure::ProtocolVersion) }
 }
 
 /// What comes between AuthenticationOk and ReadyForQuery.
-fn greeting(kind: AuthKind, mut pieces: Pieces, frame: &Frame) -> Result<(State, Progress), Failure> {
+fn greeting(
+    kind: AuthKind,
+    mut pieces: Pieces,
+    frame: &Frame,
+    version: ProtocolVersion,
+) -> Result<(State, Progress), Failure> {
     let mut fields = Fields::of(frame);
     match frame.tag {
         b'S' => {
@@ -361,8 +383,13 @@ fn greeting(kind: AuthKind, mut pieces: Pieces, frame: &Frame) -> Result<(State,
         }
         b'N' => pieces.notice_frames.put_slice(&frame.raw),
         b'K' => {
-            pieces.greeting.key = Some(BackendKey { process: fields.i32()?, secret: fields.i32()? });
-            fields.end()?;
+            let process = fields.i32()?;
+            let malformed = fields.malformed();
+            let secret = fields.rest();
+            if !version.takes_secret_of(secret.len()) {
+                return Err(malformed);
+            }
+            pieces.greeting.key = Some(BackendKey { process, secret: secret.into() });
         }
         b'Z' => {
             if frame.body() != b"I" {
@@ -396,7 +423,7 @@ impl Pieces {
     }
 }
 
-fn startup_message(user: &str, parameters: &StartupParameters) -> Result<Vec<u8>, Failure> {
+fn startup_message(user: &str, parameters: &StartupParameters, version: ProtocolVersion) -> Result<Vec<u8>, Failure> {
     let fault = |name: &str, fault| Failure::Parameter { name: name.to_owned(), fault };
     let own = [
         ("user", user),
@@ -412,7 +439,7 @@ fn startup_message(user: &str, parameters: &StartupParameters) -> Result<Vec<u8>
         }
     }
     let settings = parameters.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let mut body = PROTOCOL.to_be_bytes().to_vec();
+    let mut body = version.code().to_be_bytes().to_vec();
     for (name, value) in own.into_iter().chain(settings) {
         if name.contains('\0') || value.contains('\0') {
             return Err(fault(name, "holds a NUL byte"));

@@ -20,7 +20,7 @@ fn parameters(settings: &[(&str, &str)]) -> StartupParameters {
 }
 
 fn begun(means: Means) -> Startup {
-    Startup::new(means, &parameters(&[])).unwrap().0
+    Startup::new(means, &parameters(&[]), ProtocolVersion::V3_2).unwrap().0
 }
 
 fn server(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -56,9 +56,10 @@ fn greeting_bytes() -> Vec<u8> {
 
 #[test]
 fn the_startup_message_names_what_is_weirs_own_before_the_settings() {
-    let (_, packet) =
-        Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &parameters(&[("search_path", "a,b")])).unwrap();
-    let expected = b"\0\x03\0\0user\0weir\0database\0orders\0application_name\0weir:claude:1\0client_encoding\0UTF8\0standard_conforming_strings\0on\0search_path\0a,b\0\0";
+    let given = parameters(&[("search_path", "a,b")]);
+    let means = means(ChannelBinding::Prefer, Transport::Plain);
+    let (_, packet) = Startup::new(means, &given, ProtocolVersion::V3_2).unwrap();
+    let expected = b"\0\x03\0\x02user\0weir\0database\0orders\0application_name\0weir:claude:1\0client_encoding\0UTF8\0standard_conforming_strings\0on\0search_path\0a,b\0\0";
     assert_eq!(packet[..4], u32::try_from(packet.len()).unwrap().to_be_bytes());
     assert_eq!(packet[4..], expected[..]);
 }
@@ -77,14 +78,18 @@ fn settings_that_are_weirs_own_or_carry_others_are_refused() {
         "",
         "a\0b",
     ] {
-        let refused =
-            Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &parameters(&[(name, "x")])).unwrap_err();
+        let refused = Startup::new(
+            means(ChannelBinding::Prefer, Transport::Plain),
+            &parameters(&[(name, "x")]),
+            ProtocolVersion::V3_0,
+        )
+        .unwrap_err();
         assert!(matches!(refused, Failure::Parameter { .. }), "{name}: {refused}");
     }
     let long = "x".repeat(MAX_STARTUP_PACKET);
     for value in ["a\0b", long.as_str()] {
         let given = parameters(&[("search_path", value)]);
-        assert!(Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &given).is_err());
+        assert!(Startup::new(means(ChannelBinding::Prefer, Transport::Plain), &given, ProtocolVersion::V3_0).is_err());
     }
 }
 
@@ -97,7 +102,7 @@ fn a_greeting_is_kept_as_it_came_and_by_name() {
     assert_eq!(greeting.parameters["TimeZone"], "CET");
     assert_eq!(greeting.parameter_frames.iter().filter(|byte| **byte == b'S').count(), 4);
     assert!(greeting.notice_frames.starts_with(b"N"));
-    assert_eq!(greeting.key, Some(BackendKey { process: 9, secret: 0x0102_0304 }));
+    assert_eq!(greeting.key, Some(BackendKey { process: 9, secret: [1, 2, 3, 4].as_slice().into() }));
     assert_eq!(&buf[..], b"more");
     assert!(!format!("{greeting:?}").contains("16909060"), "the cancel secret is shown");
 }
@@ -171,7 +176,15 @@ fn what_has_no_place_is_refused_and_the_refusal_stays() {
         ([&greeted[..], &server(b'K', b"abc")].concat(), "`K` is malformed"),
         ([&greeted[..], &server(b'v', &[0; 8])].concat(), "message `v` came"),
         (server(b'v', &[0, 0, 0, 0, 0, 0, 0, 1, b'x', 0]), "`v` is malformed"),
-        (server(b'v', &[0, 2, 0, 0, 0, 0, 0, 0]), "protocol 3.0"),
+        (server(b'v', &[0, 2, 0, 0, 0, 0, 0, 0]), "was not asked for"),
+        (server(b'v', &[0, 3, 0, 1, 0, 0, 0, 0]), "was not asked for"),
+        (server(b'v', &[0, 3, 0, 3, 0, 0, 0, 0]), "was not asked for"),
+        (server(b'v', &[0, 3, 0, 0, 0, 0, 0, 1]), "was not asked for"),
+        (
+            [server(b'v', &[0, 3, 0, 0, 0, 0, 0, 0]), server(b'v', &[0, 3, 0, 2, 0, 0, 0, 0])].concat(),
+            "was not asked for",
+        ),
+        ([&greeted[..], &server(b'K', &[0; 4 + 257])].concat(), "`K` is malformed"),
     ];
     for (bytes, fault) in rows {
         let mut startup = begun(means(ChannelBinding::Prefer, Transport::Plain));
@@ -182,12 +195,29 @@ fn what_has_no_place_is_refused_and_the_refusal_stays() {
 }
 
 #[test]
-fn a_server_that_repeats_our_protocol_version_goes_on() {
-    for version in [0_i32, 0x0003_0000] {
-        let mut startup = begun(means(ChannelBinding::Prefer, Transport::Plain));
-        let reply = server(b'v', &[version.to_be_bytes(), [0; 4]].concat());
-        assert!(matches!(say(&mut startup, &reply), Ok(Progress::More)));
-        assert!(matches!(say(&mut startup, &greeting_bytes()), Ok(Progress::Ready(..))));
+fn a_server_negotiates_the_version_and_with_it_the_length_of_its_key() {
+    let greeting = |secret: usize| {
+        let key = server(b'K', &vec![7; 4 + secret]);
+        let settings = [server(b'S', b"client_encoding\0UTF8\0"), server(b'S', b"standard_conforming_strings\0on\0")];
+        [auth(0, b""), settings.concat(), key, server(b'Z', b"I")].concat()
+    };
+    for (reply, longest) in
+        [(None, 256), (Some(2_i32), 256), (Some(0x0003_0002), 256), (Some(0), 4), (Some(0x0003_0000), 4)]
+    {
+        for (secret, fits) in [(3, false), (4, true), (5, longest > 4), (256, longest > 4), (257, false)] {
+            let mut startup = begun(means(ChannelBinding::Prefer, Transport::Plain));
+            if let Some(version) = reply {
+                let reply = server(b'v', &[version.to_be_bytes(), [0; 4]].concat());
+                assert!(matches!(say(&mut startup, &reply), Ok(Progress::More)));
+            }
+            match say(&mut startup, &greeting(secret)) {
+                Ok(Progress::Ready(_, greeting)) => {
+                    assert_eq!((greeting.key.unwrap().secret.len(), fits), (secret, true))
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => assert!(!fits, "{reply:?} {secret}: {error}"),
+            }
+        }
     }
 }
 
