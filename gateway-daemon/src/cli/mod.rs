@@ -335,6 +335,7 @@ fn status(path: &Path, args: &JsonArgs) -> Result<ExitCode> {
         ("serving since", "started"),
         ("sessions", "sessions"),
         ("runs", "runs"),
+        ("kept apart", "runs_kept_apart"),
         ("policy set", "policy_set"),
         ("listener port", "listener_port"),
         ("programs", "programs_ours"),

@@ -155,6 +155,7 @@ impl Weir {
             "recording": self.recorder.is_recording(),
             "record_trouble": self.recorder.trouble().map(|error| error.to_string()),
             "scope": self.config.daemon.scope,
+            "runs_kept_apart": crate::launch::apartness().map_or_else(|error| error.to_string(), |found| found.to_string()),
             "listener_port": self.config.daemon.listener_port,
             "policy_set": self.policies.current().id().to_string(),
             "sessions": self.sessions.count(),

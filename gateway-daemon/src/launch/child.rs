@@ -19,7 +19,7 @@ use std::{
 
 use rustix::{
     fs::{Gid, Mode, Uid, fchown, fstat, fstatfs},
-    process::{DumpableBehavior, Resource, Rlimit},
+    process::DumpableBehavior,
     thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets},
 };
 
@@ -113,6 +113,7 @@ fn confine(spec: &RunSpec) -> Result<(), Failure> {
     drop_privileges(spec, &command)?;
     let cwd = os(&spec.cwd);
     std::env::set_current_dir(&cwd).at(Step::Folder, cwd.display())?;
+    super::apart::enter_domain().at(Step::Domain, &command)?;
     install_filter().at(Step::Seccomp, &command)
 }
 
@@ -181,8 +182,7 @@ fn enter_cgroup(cgroup: &Path) -> io::Result<()> {
 
 fn set_limits() -> io::Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(Resource::Core, none)?;
+    super::apart::leave_no_core()?;
     sys::reset_dispositions();
     SignalSet::of(&[]).block_only()
 }

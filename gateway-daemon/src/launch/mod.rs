@@ -13,6 +13,7 @@
 //! - What the command inherits is written out in [`RunSpec`] and in `child`; there is nothing else.
 //! - [`attend`] is the daemon's part while a run lasts, [`client::run`] the caller's.
 
+mod apart;
 mod attend;
 mod child;
 pub mod client;
@@ -30,6 +31,7 @@ use std::{ffi::OsString, io, path::PathBuf};
 use rustix::process::{Signal, WaitStatus};
 use serde::{Deserialize, Serialize};
 
+pub use apart::{Apartness, apartness};
 pub use attend::{attend, kill_cgroup};
 pub use environment::{Account, environment};
 pub use handle::{Event, Launcher, LauncherProcess, Running, split_off, split_off_from};
@@ -147,6 +149,8 @@ pub enum Step {
     Capabilities,
     /// Setting limits, umask and signals.
     Limits,
+    /// Entering a domain of the run's own.
+    Domain,
     /// Installing the system call filter.
     Seccomp,
     /// Entering the working folder.
@@ -170,6 +174,7 @@ impl Step {
             Self::User => "become the user",
             Self::Capabilities => "give up the capabilities of",
             Self::Limits => "set the limits of",
+            Self::Domain => "keep from other processes",
             Self::Seccomp => "filter the system calls of",
             Self::Folder => "enter the folder",
             Self::Fork => "fork for",

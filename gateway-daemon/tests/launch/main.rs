@@ -2,6 +2,8 @@
 
 // Marked as tests so that the lints for tests hold for their helpers as well.
 #[cfg(test)]
+mod apart;
+#[cfg(test)]
 mod confinement;
 #[cfg(test)]
 mod support;

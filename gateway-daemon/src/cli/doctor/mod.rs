@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     control::Request,
     daemon::sockets_open_to_agents,
+    launch::{self, Apartness},
     redirect::{Check, Verdict, probe},
     show::line,
 };
@@ -77,6 +78,7 @@ pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
         about_config(config, &mut findings);
     }
     findings.push(modules());
+    findings.push(apartness());
     let daemon = about_daemon(path, &mut findings);
     if let Ok(config) = &config {
         findings.extend(ports::findings(config, daemon));
@@ -156,6 +158,22 @@ fn modules() -> Finding {
         format!("an unprivileged process may load {}; `weir run` filters them, other ways do not", open.join(", "));
     let lines: Vec<String> = open.iter().map(|module| format!("install {module} /bin/false")).collect();
     finding("socket families", Level::Note, seen, format!("in /etc/modprobe.d/weir.conf: {}", lines.join("; ")))
+}
+
+/// What keeps runs from each other, and from the host's other processes.
+fn apartness() -> Finding {
+    let name = "runs kept apart";
+    match launch::apartness() {
+        Ok(found @ Apartness::Domain) => finding(name, Level::Ok, found.to_string(), ""),
+        Ok(found @ Apartness::Users) => finding(
+            name,
+            Level::Note,
+            found.to_string(),
+            "boot Linux 6.12 or later with Landlock on (`lsm=` names it); until then give each agent a user of its own, \
+             and let no service trust who connects to an abstract socket",
+        ),
+        Err(error) => finding(name, Level::CannotTell, error.to_string(), "boot a kernel with Landlock on"),
+    }
 }
 
 /// Adds what the daemon says of itself; gives its process, if it says so.
