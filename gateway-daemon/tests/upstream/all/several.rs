@@ -75,7 +75,7 @@ async fn each_wish_finds_its_server_and_follows_it_when_roles_change() {
     assert!(both.contains("it is a standby; ") && both.ends_with("its sessions are read only"), "{both}");
     assert_eq!(reached(&target(ReadOnly, &[p, s])).await.unwrap(), p);
     assert_eq!(reached(&target(Primary, &[s, p])).await.unwrap(), p);
-    primary.psql("set default_transaction_read_only = off; alter system reset default_transaction_read_only");
+    primary.psql("alter system reset default_transaction_read_only");
     primary.psql("select pg_reload_conf()");
     // A session that asks for that itself says nothing about the server.
     let own = ("default_transaction_read_only".to_owned(), "on".to_owned());

@@ -160,7 +160,11 @@ impl Attempt<'_> {
                 Ok(Upstream { stream, greeting, address: self.address, user, authenticated, leftover })
             }
             Err(failure) => {
-                let unheard = failure.is_unknown_version() || (startup.has_heard_nothing() && failure.is_an_end());
+                let unheard = match startup.messages() {
+                    0 => failure.is_an_end(),
+                    1 => failure.may_mean_the_version(),
+                    _ => false,
+                };
                 Err(Refused { failure, unheard })
             }
         }
@@ -184,8 +188,16 @@ async fn converse(
     packet: &[u8],
     stream: &mut UpstreamStream,
 ) -> Result<(AuthKind, Greeting, BytesMut), Failure> {
-    clock.write(startup.phase(), stream, packet).await?;
     let mut buf = BytesMut::with_capacity(READ);
+    if let Err(broke) = clock.write(startup.phase(), stream, packet).await {
+        // Why the server went away may be there to be read: an alert of its TLS.
+        let phase = startup.phase();
+        let read = clock.run(phase, broken(phase, stream.read_buf(&mut buf))).await;
+        return Err(match read {
+            Err(told @ Failure::ClientCertificateRefused { .. }) => told,
+            Ok(_) | Err(_) => broke,
+        });
+    }
     loop {
         match startup.receive(&mut buf)? {
             Progress::Ready(authenticated, greeting) => return Ok((authenticated, greeting, buf)),

@@ -316,9 +316,10 @@ impl Failure {
         }
     }
 
-    /// Whether the server named the start-up message's version as what it does not know (feature_not_supported).
-    pub(super) fn is_unknown_version(&self) -> bool {
-        matches!(self, Self::Server { sqlstate, .. } if sqlstate == "0A000")
+    /// Whether it may be about the start-up message's version, as a first answer: feature_not_supported is
+    /// PostgreSQL's, protocol_violation pgbouncer's.
+    pub(super) fn may_mean_the_version(&self) -> bool {
+        matches!(self, Self::Server { sqlstate, .. } if matches!(sqlstate.as_str(), "0A000" | "08P01"))
     }
 
     /// Whether the server is not there, or not yet: another may be.

@@ -158,9 +158,9 @@ impl Startup {
         Ok((Self { means, state: State::Asked, messages: 0, version }, packet))
     }
 
-    /// Whether no message has come yet.
-    pub const fn has_heard_nothing(&self) -> bool {
-        self.messages == 0
+    /// How many messages have come.
+    pub const fn messages(&self) -> usize {
+        self.messages
     }
 
     /// Takes whole messages off `buf`, up to the first that calls for an answer or ends the conversation.
