@@ -7,6 +7,7 @@ use std::{
 };
 
 mod check;
+mod egress;
 mod error;
 mod network;
 mod raw;
@@ -14,6 +15,7 @@ mod raw;
 mod tests;
 
 pub(crate) use check::lies_below;
+pub use egress::{Egress, EgressAllow, EgressMode, Reach};
 pub use error::{ConfigError, Fault};
 pub use network::Network;
 
@@ -138,6 +140,8 @@ pub struct Agent {
     pub starters: Vec<String>,
     /// The token, unless `weir run` names another.
     pub token_file: Option<PathBuf>,
+    /// What it may reach beside declared addresses.
+    pub egress: Egress,
 }
 
 /// `[[connection]]`

@@ -141,7 +141,7 @@ pub(super) async fn assemble(
     let cgroups = CgroupRoot::find()?;
     let own = enter_cgroup(&config, &cgroups)?;
     let protected = resolved.protected(&config);
-    let kernel = Arc::new(start_kernel(&config, &cgroups, own, &protected)?);
+    let kernel = Arc::new(start_kernel(&config, &cgroups, own, &protected, &registry)?);
     // What an earlier daemon protected may carry the index of another connection: gone before anyone is listened to.
     kernel.set_protected(&protected)?;
     forget_ended_runs(&cgroups, &kernel)?;
@@ -225,6 +225,7 @@ impl Weir {
                 "the scope is not the root: sockets made outside of it are not caught"
             );
         }
+        egress::warn(&self.config);
         if self.options.port == PortKeeping::ProgramsAlone {
             tracing::warn!("the listener's port is not privileged: the bind programs alone keep it");
         }
@@ -328,6 +329,7 @@ fn start_kernel(
     cgroups: &CgroupRoot,
     daemon_cgroup: CgroupId,
     protected: &[Protected],
+    registry: &Registry,
 ) -> Result<Kernel, StartError> {
     let mut agent_uids = Vec::new();
     for agent in &config.agents {
@@ -368,6 +370,7 @@ fn start_kernel(
         allowed_cgroups,
         agent_uids,
         daemon_cgroup,
+        egress: egress::settings(config, registry),
     })?)
 }
 
