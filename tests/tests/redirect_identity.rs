@@ -5,6 +5,7 @@ use std::{net::SocketAddr, os::unix::net::UnixStream};
 
 use anyhow::{Context as _, Result};
 use end_to_end::kernel_support::{Answer, Field, Front, Outcome, Server, poll};
+use gateway_daemon::redirect::Egress;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType},
