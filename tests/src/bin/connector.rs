@@ -60,7 +60,7 @@ fn main() -> Result<()> {
             let socket = net::socket(family(address), SocketType::DGRAM, None)?;
             uring_send(&mut ring(Worker::Queue)?, &socket, ECHO, address).map(|()| Outcome::default())
         }
-        ["ping", address] => ping_socket(address.parse()?).and_then(|socket| echo(&socket, address)),
+        ["ping", address] => ping_socket(address.parse()?).and_then(|socket| ping(&socket, address)),
         ["ping-connect", address] => ping_socket(address.parse()?).and_then(|socket| {
             net::connect(&socket, &address.parse::<SocketAddr>().map_err(|_| Errno::INVAL)?)?;
             Ok(Outcome::default())
@@ -74,7 +74,8 @@ fn main() -> Result<()> {
                 .and_then(|socket| give(&socket))
                 .map(|()| Outcome::default())
         }
-        ["take-send", address] => take().and_then(|socket| echo(&socket, address)),
+        ["take-send", address] => take().and_then(|socket| echo(&socket, address)).map(|()| Outcome::default()),
+        ["take-ping", address] => take().and_then(|socket| ping(&socket, address)),
         ["socket", family, kind, protocol] => make(family.parse()?, kind.parse()?, protocol.parse()?),
         ["bind", address, protocol] => bind(address.parse()?, protocol.parse()?),
         ["bound", source, address] => bound(source.parse()?, address.parse()?),
@@ -222,11 +223,20 @@ fn ping_socket(address: SocketAddr) -> Tried<OwnedFd> {
     net::socket(family(address), SocketType::DGRAM, Some(protocol))
 }
 
-fn echo(socket: &OwnedFd, address: &str) -> Tried<Outcome> {
+fn echo(socket: &OwnedFd, address: &str) -> Tried<()> {
     let address: SocketAddr = address.parse().map_err(|_| Errno::INVAL)?;
     let request = if address.is_ipv4() { ECHO } else { ECHO_V6 };
-    net::sendto(socket, request, SendFlags::empty(), &address)?;
-    Ok(Outcome::default())
+    net::sendto(socket, request, SendFlags::empty(), &address).map(drop)
+}
+
+/// Waits for the reply, which comes from this host: the kernel does not say that an IPv6 echo request did not leave.
+fn ping(socket: &OwnedFd, address: &str) -> Tried<Outcome> {
+    echo(socket, address)?;
+    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&second))? {
+        0 => Err(Errno::TIMEDOUT),
+        _ => Ok(Outcome::default()),
+    }
 }
 
 fn make(family: u16, kind: u32, protocol: u32) -> Tried<Outcome> {
