@@ -11,7 +11,7 @@
 use core::mem::{align_of, offset_of, size_of};
 
 /// Names the layout of everything in this crate: the folder below which maps and links are pinned.
-pub const LAYOUT: &str = "layout-1";
+pub const LAYOUT: &str = "layout-2";
 
 /// The deepest level of a cgroup, counted from the hierarchy's root, that the programs look at. What lies deeper is
 /// refused, since a loop in a program needs an end.
@@ -28,8 +28,8 @@ pub const NO_CONNECTION: u32 = u32::MAX;
 pub mod maps {
     /// `Array<Config, 1>`.
     pub const CONFIG: &str = "CONFIG";
-    /// `Array<u32, 65536>`: what a destination's port can mean ([`crate::PORT_PROTECTED`], [`crate::PORT_LISTENER`]).
-    /// The first look-up of every connect, and for nearly all of them the last.
+    /// `Array<u32, 65536>`: what a destination's port can mean ([`crate::PORT_PROTECTED`], [`crate::PORT_LISTENER`],
+    /// [`crate::PORT_LISTED`]). The first look-up of every connect, and for nearly all of them the last.
     pub const PORTS: &str = "PORTS";
     /// `LpmTrie<Destination, u32>`: the protected addresses, single ones and ranges, port first. The value is the
     /// connection's index or [`crate::NO_CONNECTION`].
@@ -40,6 +40,11 @@ pub mod maps {
     pub const ALLOWED_UIDS: &str = "ALLOWED_UIDS";
     /// `LpmTrie<u32, u32>`: the agents' uids and subordinate uids (big-endian), for the guard `agents`.
     pub const AGENT_UIDS: &str = "AGENT_UIDS";
+    /// `HashMap<u64, Egress>`: an agent's cgroup to what it may reach beside protected addresses. One without an entry
+    /// reaches nothing.
+    pub const EGRESS: &str = "EGRESS";
+    /// `LpmTrie<EgressTarget, u32>`: what single agents may reach all the same; the value 1 allows, any other does not.
+    pub const EGRESS_ALLOWED: &str = "EGRESS_ALLOWED";
     /// `HashMap<Flow, Note>`: connections whose handshake runs.
     pub const PENDING: &str = "PENDING";
     /// `SkStorage<Note>`: the note of a socket.
@@ -50,17 +55,31 @@ pub mod maps {
     pub const DROPPED: &str = "DROPPED";
 
     /// All of them.
-    pub const ALL: [&str; 10] =
-        [CONFIG, PORTS, TARGETS, CGROUPS, ALLOWED_UIDS, AGENT_UIDS, PENDING, NOTES, EVENTS, DROPPED];
+    pub const ALL: [&str; 12] = [
+        CONFIG,
+        PORTS,
+        TARGETS,
+        CGROUPS,
+        ALLOWED_UIDS,
+        AGENT_UIDS,
+        EGRESS,
+        EGRESS_ALLOWED,
+        PENDING,
+        NOTES,
+        EVENTS,
+        DROPPED,
+    ];
 
     /// Entries of [`TARGETS`].
     pub const TARGETS_CAPACITY: usize = 65_536;
-    /// Entries of [`CGROUPS`].
+    /// Entries of [`CGROUPS`], and of [`EGRESS`].
     pub const CGROUPS_CAPACITY: usize = 16_384;
     /// Entries of [`ALLOWED_UIDS`].
     pub const ALLOWED_UIDS_CAPACITY: usize = 1_024;
     /// Entries of [`AGENT_UIDS`]; a range of uids takes several.
     pub const AGENT_UIDS_CAPACITY: usize = 65_536;
+    /// Entries of [`EGRESS_ALLOWED`]; a range of ports takes one for each port.
+    pub const EGRESS_ALLOWED_CAPACITY: usize = 65_536;
     /// Entries of [`PENDING`]: one for each handshake that runs.
     pub const PENDING_CAPACITY: usize = 65_536;
     /// Bytes of [`EVENTS`].
@@ -69,11 +88,12 @@ pub mod maps {
 
 /// The programs' names, in the order in which they are attached: what carries notes and keeps the port stands before
 /// what writes the first note.
-pub const PROGRAMS: [&str; 10] = [
+pub const PROGRAMS: [&str; 11] = [
     "carry_note",
     "bind4",
     "bind6",
     "sock_create",
+    "packets",
     "getpeername4",
     "getpeername6",
     "sendmsg4",
@@ -86,6 +106,11 @@ pub const PROGRAMS: [&str; 10] = [
 pub const PORT_PROTECTED: u32 = 1;
 /// A bit in [`maps::PORTS`]: the listener's port.
 pub const PORT_LISTENER: u32 = 2;
+/// A bit in [`maps::PORTS`]: databases, containers, clusters or tunnels are expected at this port.
+pub const PORT_LISTED: u32 = 4;
+
+/// The name of the programs' constant that is 1 where the kernel lets programs on packets ask for the calling task.
+pub const PACKETS_KNOW_TASK: &str = "PACKETS_KNOW_TASK";
 
 /// An address and port. The port comes first, so that it is the head of the key in [`maps::TARGETS`].
 #[repr(C)]
@@ -99,6 +124,31 @@ pub struct Destination {
 
 /// Bits of [`Destination`] that a look-up for one single address compares.
 pub const DESTINATION_BITS: u32 = 32 + 128;
+
+/// What an agent may reach beside protected addresses.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Egress {
+    /// An [`EgressMode`]. Whatever isn't a known one is taken for [`EgressMode::Closed`].
+    pub mode: u32,
+    /// The agent's number in [`maps::EGRESS_ALLOWED`].
+    pub agent: u32,
+}
+
+/// The key of [`maps::EGRESS_ALLOWED`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EgressTarget {
+    /// See [`Egress::agent`].
+    pub agent: u32,
+    /// The port as in [`Destination::port`]; 0 for every port, and for what has none.
+    pub port: u32,
+    /// The address, IPv4 mapped.
+    pub address: [u32; 4],
+}
+
+/// Bits of [`EgressTarget`] before the address.
+pub const EGRESS_TARGET_HEAD_BITS: u32 = 64;
 
 /// Who asked for what: written at connect, read at accept.
 #[repr(C)]
@@ -142,6 +192,8 @@ pub struct Config {
     pub listener_port: u32,
     /// A [`Guard`]. Whatever isn't a known one is taken for [`Guard::Host`].
     pub guard: u32,
+    /// Not 0 while some agent's egress is closed: then every connect of the host asks whose it is.
+    pub closed: u32,
 }
 
 /// A refusal, as the programs tell it.
@@ -205,6 +257,18 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// What an agent may reach beside protected addresses.
+    EgressMode {
+        /// Everything.
+        Open = 1,
+        /// Everything but listed ports that aren't allowed to it.
+        Databases = 2,
+        /// What is allowed to it.
+        Closed = 3,
+    }
+}
+
+wire_enum! {
     /// What a cgroup in [`maps::CGROUPS`] is. An agent's wins over the others, wherever it lies.
     CgroupKind {
         /// An enrolled agent's: redirected.
@@ -229,6 +293,8 @@ wire_enum! {
         Socket = 4,
         /// The hand-over of a note to the listener.
         Carry = 5,
+        /// A packet that left a socket.
+        Packet = 6,
     }
 }
 
@@ -252,6 +318,12 @@ wire_enum! {
         PortKept = 7,
         /// An agent may not make a socket of this kind.
         SocketKind = 8,
+        /// The agent's egress is `databases`, and the port is listed.
+        PortListed = 9,
+        /// The agent's egress is `closed`, and the address isn't allowed to it.
+        NotAllowed = 10,
+        /// The packet has IP options or a routing header, by which it may go elsewhere than was asked for.
+        SourceRoute = 11,
     }
 }
 
@@ -268,7 +340,11 @@ const _: () = {
     assert!(offset_of!(Flow, from) == 8 && offset_of!(Flow, to) == 24);
     assert!(offset_of!(Flow, from_port) == 40 && offset_of!(Flow, to_port) == 44);
 
-    assert!(size_of::<Config>() == 8 && offset_of!(Config, guard) == 4);
+    assert!(size_of::<Config>() == 12 && offset_of!(Config, guard) == 4 && offset_of!(Config, closed) == 8);
+
+    assert!(size_of::<Egress>() == 8 && offset_of!(Egress, agent) == 4);
+    assert!(size_of::<EgressTarget>() == 24 && align_of::<EgressTarget>() == 4);
+    assert!(offset_of!(EgressTarget, port) == 4 && offset_of!(EgressTarget, address) == 8);
 
     assert!(size_of::<KernelEvent>() == 72 && align_of::<KernelEvent>() == 8);
     assert!(offset_of!(KernelEvent, destination) == 8 && offset_of!(KernelEvent, operation) == 28);
@@ -281,7 +357,7 @@ const _: () = {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's Pod is an unsafe trait")]
 mod pod {
-    use super::{Config, Destination, Flow, Note};
+    use super::{Config, Destination, Egress, EgressTarget, Flow, Note};
 
     // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is a value.
     unsafe impl aya::Pod for Destination {}
@@ -291,4 +367,8 @@ mod pod {
     unsafe impl aya::Pod for Flow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Egress {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for EgressTarget {}
 }

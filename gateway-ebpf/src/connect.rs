@@ -1,4 +1,5 @@
-//! `connect`: an agent's to a protected address is led to the listener, everybody else's is refused, all others pass.
+//! `connect`: an agent's to a protected address is led to the listener, everybody else's is refused. All others pass,
+//! but for what an agent's [`egress`] keeps from it.
 //!
 //! TCP Fast Open's `sendmsg`, MPTCP's first subflow and `io_uring` all come through here.
 
@@ -7,7 +8,7 @@ use gateway_common::{Destination, MAPPED, NO_CONNECTION, Note, Operation, Reason
 
 use crate::{
     context::{Family, destination, load, set_destination, socket, wire_port},
-    event,
+    egress, event,
     maps::config,
     note,
     target::{self, IPPROTO_TCP, LOOPBACK4, LOOPBACK6, Target},
@@ -44,12 +45,13 @@ fn connect(call: *mut bpf_sock_addr, family: Family) -> i32 {
 #[inline(always)]
 fn decide(call: *mut bpf_sock_addr, family: Family, asked: &Destination) -> Result<Option<Destination>, Reason> {
     let connection = match target::of(call, family, asked) {
-        Target::Other => return Ok(None),
+        Target::Other { listed } => return egress::check(call, family, asked, listed).map(|()| None),
         Target::Listener => {
             // Straight to the listener: what an earlier connect of this socket noted must not speak for whoever holds
             // it now.
             note::clear(socket(call));
-            return Ok(None);
+            // At another host's address the port is one like any other.
+            return egress::check(call, family, asked, false).map(|()| None);
         }
         Target::Ambiguous => {
             return match task::standing() {

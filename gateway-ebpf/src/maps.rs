@@ -7,7 +7,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
-use gateway_common::{Config, Destination, Flow, KernelEvent, Note, maps};
+use gateway_common::{Config, Destination, Egress, EgressTarget, Flow, KernelEvent, Note, maps};
 
 /// Entries are allocated as they come: most hosts need a few.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -29,6 +29,12 @@ pub static ALLOWED_UIDS: HashMap<u32, u32, { maps::ALLOWED_UIDS_CAPACITY }, ON_D
 
 #[btf_map]
 pub static AGENT_UIDS: LpmTrie<u32, u32, { maps::AGENT_UIDS_CAPACITY }> = LpmTrie::new();
+
+#[btf_map]
+pub static EGRESS: HashMap<u64, Egress, { maps::CGROUPS_CAPACITY }, ON_DEMAND> = HashMap::new();
+
+#[btf_map]
+pub static EGRESS_ALLOWED: LpmTrie<EgressTarget, u32, { maps::EGRESS_ALLOWED_CAPACITY }> = LpmTrie::new();
 
 #[btf_map]
 pub static PENDING: HashMap<Flow, Note, { maps::PENDING_CAPACITY }, ON_DEMAND> = HashMap::new();

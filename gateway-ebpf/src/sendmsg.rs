@@ -1,11 +1,11 @@
 //! Datagrams sent without a connect. Nothing of ours answers them, so they are judged and never rewritten.
 
 use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
-use gateway_common::{Operation, Reason};
+use gateway_common::{Destination, Operation, Reason};
 
 use crate::{
     context::{Family, destination},
-    event,
+    egress, event,
     target::{self, Target},
     task::{self, Standing},
 };
@@ -23,15 +23,25 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn send(call: *mut bpf_sock_addr, family: Family) -> i32 {
     let asked = destination(call, family);
-    match target::of(call, family, &asked) {
-        Target::Other | Target::Listener => return 1,
+    match decide(call, family, &asked) {
+        Ok(()) => 1,
+        Err(reason) => {
+            event::refused_call(call, Operation::Send, reason, &asked);
+            0
+        }
+    }
+}
+
+#[inline(always)]
+fn decide(call: *mut bpf_sock_addr, family: Family, asked: &Destination) -> Result<(), Reason> {
+    match target::of(call, family, asked) {
+        Target::Other { listed } => return egress::check(call, family, asked, listed),
+        Target::Listener => return egress::check(call, family, asked, false),
         Target::Protected(_) | Target::Ambiguous => {}
     }
-    let reason = match task::standing() {
-        Standing::Free => return 1,
-        Standing::Agent(_) => Reason::NotTcp,
-        Standing::Refused(reason) => reason,
-    };
-    event::refused_call(call, Operation::Send, reason, &asked);
-    0
+    match task::standing() {
+        Standing::Free => Ok(()),
+        Standing::Agent(_) => Err(Reason::NotTcp),
+        Standing::Refused(reason) => Err(reason),
+    }
 }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     btf_maps::lpm_trie::Key,
 };
-use gateway_common::{DESTINATION_BITS, Destination, MAPPED, PORT_LISTENER, PORT_PROTECTED};
+use gateway_common::{DESTINATION_BITS, Destination, MAPPED, PORT_LISTED, PORT_LISTENER, PORT_PROTECTED};
 
 use crate::{
     context::{Family, host_port, load, socket},
@@ -20,8 +20,8 @@ pub const LOOPBACK6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
 
 /// What an address is.
 pub enum Target {
-    /// Nothing to us.
-    Other,
+    /// Not protected; with whether the port is listed.
+    Other { listed: bool },
     /// The listener's port, at whatever address: 127/8, 0.0.0.0, ::1, :: and every address of the host lead there.
     Listener,
     /// Protected; with the connection's index or `NO_CONNECTION`.
@@ -39,8 +39,9 @@ pub fn of(call: *mut bpf_sock_addr, family: Family, destination: &Destination) -
     if port & PORT_LISTENER != 0 {
         return Target::Listener;
     }
+    let other = Target::Other { listed: port & PORT_LISTED != 0 };
     if port & PORT_PROTECTED == 0 {
-        return Target::Other;
+        return other;
     }
     let Some(address) = meant(call, family, &destination.address) else {
         return Target::Ambiguous;
@@ -48,7 +49,7 @@ pub fn of(call: *mut bpf_sock_addr, family: Family, destination: &Destination) -
     let key = Key::new(DESTINATION_BITS, Destination { port: destination.port, address });
     match TARGETS.get(&key) {
         Some(connection) => Target::Protected(*connection),
-        None => Target::Other,
+        None => other,
     }
 }
 
@@ -56,7 +57,7 @@ pub fn of(call: *mut bpf_sock_addr, family: Family, destination: &Destination) -
 /// bound to an address or a device: then routing takes that one's (`ip_route_output_key_hash_rcu` fills the
 /// destination from the source), and this gives `None`. So it does for datagrams, whose source has more ways to be set.
 #[inline(always)]
-fn meant(call: *mut bpf_sock_addr, family: Family, address: &[u32; 4]) -> Option<[u32; 4]> {
+pub fn meant(call: *mut bpf_sock_addr, family: Family, address: &[u32; 4]) -> Option<[u32; 4]> {
     let [first, second, third, fourth] = *address;
     if first | second | fourth != 0 || !(third == 0 || third == MAPPED) {
         return Some(*address);

@@ -24,16 +24,23 @@ struct Ancestors {
     too_deep: bool,
 }
 
-/// Looks up the task's cgroup and all above it. The deepest enrolled one counts.
+/// Looks up the task's cgroup and all above it.
 #[inline(always)]
 fn ancestors() -> Ancestors {
+    // SAFETY: a helper without pointers.
+    ancestors_by(|level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
+}
+
+/// Looks up a cgroup and all above it; `id_at` gives the one at a level below the root, and 0 below the cgroup itself.
+/// The deepest enrolled one counts.
+#[inline(always)]
+fn ancestors_by(id_at: impl Fn(i32) -> u64) -> Ancestors {
     let mut found = Ancestors { agent: 0, daemon: false, allowed: false, too_deep: false };
     let mut level = 0;
     while level <= DEEPEST_CGROUP {
-        // SAFETY: a helper without pointers.
-        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+        let id = id_at(level as i32);
         if id == 0 {
-            return found; // the task's own cgroup was the level before
+            return found; // the cgroup itself was the level before
         }
         // SAFETY: the value is read at once, before anything else touches the map.
         match unsafe { CGROUPS.get(id) }.copied().and_then(CgroupKind::from_wire) {
@@ -44,8 +51,7 @@ fn ancestors() -> Ancestors {
         }
         level += 1;
     }
-    // SAFETY: as above.
-    found.too_deep = unsafe { bpf_get_current_ancestor_cgroup_id(DEEPEST_CGROUP as i32 + 1) } != 0;
+    found.too_deep = id_at(DEEPEST_CGROUP as i32 + 1) != 0;
     found
 }
 
@@ -85,6 +91,28 @@ fn guarded(uid: u32) -> bool {
 #[inline(always)]
 pub fn is_daemon() -> bool {
     ancestors().daemon
+}
+
+/// The enrolled cgroup that the task lies in, for whom only an agent concerns.
+#[inline(always)]
+pub fn agent_in_reach() -> Result<Option<u64>, Reason> {
+    in_reach(ancestors())
+}
+
+/// The enrolled cgroup that a cgroup lies in; `id_at` as in [`ancestors_by`].
+#[inline(always)]
+pub fn agent_above(id_at: impl Fn(i32) -> u64) -> Result<Option<u64>, Reason> {
+    in_reach(ancestors_by(id_at))
+}
+
+#[inline(always)]
+fn in_reach(found: Ancestors) -> Result<Option<u64>, Reason> {
+    match found.agent {
+        0 => Ok(None),
+        // Its own rules may lie deeper than was looked.
+        _ if found.too_deep => Err(Reason::TooDeep),
+        id => Ok(Some(id)),
+    }
 }
 
 /// The enrolled cgroup that the task lies in.

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway_daemon::redirect::{
-    self, Guard, Kernel, Network, Protected, RedirectSettings,
+    self, EgressSettings, Guard, Kernel, Network, Protected, RedirectSettings,
     cgroup::{CgroupId, CgroupRoot},
 };
 use rustix::{
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use connector::{Connector, Running};
 pub use ends::{Front, Server};
-pub use uring::{Worker, ring, uring_connect};
+pub use uring::{Worker, ring, uring_connect, uring_send};
 
 /// How long a test waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -234,6 +234,7 @@ impl Field {
             allowed_cgroups: Vec::new(),
             agent_uids: Vec::new(),
             daemon_cgroup: self.root.id(&self.daemon())?,
+            egress: EgressSettings::default(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use end_to_end::kernel_support::{Answer, Field, Front, Outcome, PORT, Server, poll, protected};
 use gateway_daemon::redirect::{
-    Guard, Kernel, KernelEvent, Operation, Protected, Reason, RedirectError, UidRange, Verdict, detach, probe,
+    Egress, Guard, Kernel, KernelEvent, Operation, Protected, Reason, RedirectError, UidRange, Verdict, detach, probe,
 };
 use rustix::io::Errno;
 
@@ -22,7 +22,7 @@ fn an_agent_is_redirected_by_every_kind_of_connect_and_sees_the_address_it_asked
     let servers = [Server::start(v4)?, Server::start(v6)?];
     let (agent, id) = field.cgroup("agent")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     for way in ["tcp", "fastopen", "nonblocking", "uring", "uring-queue", "uring-poll"] {
         for (address, connection) in [(v4, 1), (mapped, 1), (v6, 6)] {
@@ -55,7 +55,7 @@ fn no_address_means_the_loopback_address_and_nothing_else_from_a_bound_socket() 
     let servers =
         [Server::start(own)?, Server::start(SocketAddr::from(([127, 0, 0, 1], port)))?, Server::start(field.v6())?];
     let kernel = Kernel::start(&settings)?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     for text in [format!("0.0.0.0:{port}"), format!("[::ffff:0.0.0.0]:{port}"), format!("[::]:{port}")] {
         let address: SocketAddr = text.parse()?;
@@ -84,7 +84,7 @@ fn whoever_is_outside_is_refused_and_whoever_is_allowed_passes() -> Result<()> {
     let (allowed, allowed_id) = field.cgroup("allowed")?;
     let (below_allowed, _) = field.cgroup("allowed/below")?;
     let kernel = field.start()?;
-    kernel.enrol(agent_id)?;
+    kernel.enrol(agent_id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     for uid in [0, NOBODY] {
         for way in ["tcp", "fastopen", "nonblocking", "uring", "uring-queue", "uring-poll", "mptcp"] {
@@ -122,7 +122,7 @@ fn the_guard_agents_refuses_their_uids_and_subordinate_uids_alone() -> Result<()
     settings.guard = Guard::Agents;
     settings.agent_uids = vec![UidRange { first: 3000, last: 3000 }, UidRange { first: 100_000, last: 165_535 }];
     let kernel = Kernel::start(&settings)?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     for (uid, refused) in [
         (0, false),
@@ -150,7 +150,7 @@ fn datagrams_to_a_protected_address_are_refused_sent_or_connected() -> Result<()
     let (agent, id) = field.cgroup("agent")?;
     let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     for cgroup in [&agent, &outside] {
         for verb in ["udp-send", "udp-connect"] {
             for address in [field.v4(1), field.mapped(1), field.v6()] {
@@ -172,7 +172,7 @@ fn child_cgroups_are_their_agents_down_to_16_levels_and_refused_below() -> Resul
     let server = Server::start(v4)?;
     let (_, id) = field.cgroup("agent")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     let mut name = "agent".to_owned();
     for level in 3..=18 {
@@ -195,7 +195,7 @@ fn an_agent_makes_tcp_mptcp_udp_and_ping_sockets_and_no_others_of_the_internet_f
     let (agent, id) = field.cgroup("agent")?;
     let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let make = |cgroup, family: u32, kind: u32, protocol: u32| {
         field.connector(cgroup, &["socket", &family.to_string(), &kind.to_string(), &protocol.to_string()]).run()
     };
@@ -233,7 +233,7 @@ fn a_range_is_protected_at_its_port_and_the_narrowest_one_counts() -> Result<()>
         vec![range(0, 25, Some(1))?, range(64, 26, Some(2))?, range(70, 32, Some(3))?, range(80, 28, None)?];
     let _servers = (Server::start(field.v4(200))?, Server::start(SocketAddr::new(field.v4(1).ip(), PORT + 1))?);
     let kernel = Kernel::start(&settings)?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     for (last, connection) in [(0, 1), (63, 1), (64, 2), (70, 3), (71, 2), (127, 2)] {
         let outcome = field.connect(&agent, field.v4(last))?;
@@ -258,7 +258,7 @@ fn in_another_network_namespace_an_agent_is_refused_and_cannot_take_the_port() -
     let field = Field::new()?;
     let (agent, id) = field.cgroup("agent")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     let outcome = field.connector(&agent, &["tcp", &field.v4(1).to_string()]).in_network_namespace().run()?;
     assert!(outcome.failed_with(Errno::CONNREFUSED), "{outcome:?}");
@@ -274,7 +274,7 @@ fn nobody_but_the_daemon_binds_the_listeners_port_while_the_listener_is_dead() -
     let (agent, id) = field.cgroup("agent")?;
     let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     drop(Front::start(&kernel)?);
     let daemon = field.cgroups().path(&field.daemon());
     let hosts = ["127.0.0.1", "0.0.0.0", "127.77.1.1", "[::1]", "[::]", "[::ffff:127.0.0.1]"];
@@ -300,7 +300,7 @@ fn a_connection_straight_to_the_listener_comes_without_a_note() -> Result<()> {
     let (agent, id) = field.cgroup("agent")?;
     let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     for host in ["127.0.0.1", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"] {
         let address = format!("{host}:{}", field.listener_port());
@@ -318,7 +318,7 @@ fn a_refusal_is_told_with_who_and_where_and_why() -> Result<()> {
     let (agent, id) = field.cgroup("agent")?;
     let (outside, outside_id) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut events = {
         let _entered = runtime.enter();
@@ -380,7 +380,7 @@ fn at_the_root_a_socket_is_caught_wherever_it_was_made() -> Result<()> {
     let server = Server::start(v4)?;
     let (agent, id) = field.cgroup("agent")?;
     let kernel = Kernel::start(&Field::at_root(field.settings()?)?)?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     let root = field.cgroups().mount().to_owned();
     let agent_folder = agent.to_str().context("a path that is not UTF-8")?;
@@ -394,14 +394,14 @@ fn at_the_root_a_socket_is_caught_wherever_it_was_made() -> Result<()> {
 }
 
 /// What the object has, counted here on purpose: a program that is forgotten at the scope is a hole.
-const OUR_PROGRAMS: usize = 10;
+const OUR_PROGRAMS: usize = 11;
 
 #[test]
 fn an_agent_that_is_unenrolled_is_outside_from_then_on() -> Result<()> {
     let field = Field::new()?;
     let (agent, id) = field.cgroup("agent")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     assert_eq!(kernel.enrolled()?, [id]);
     assert!(field.connect(&agent, field.v4(1))?.is_redirected(id, field.v4(1)));
@@ -481,7 +481,7 @@ fn settings_that_contradict_themselves_are_refused_and_change_nothing() -> Resul
     let (outside, _) = field.cgroup("outside")?;
     let v4 = field.v4(1);
     let kernel = field.start()?;
-    kernel.enrol(agent)?;
+    kernel.enrol(agent, Egress::OPEN)?;
     let told = |result: Result<(), RedirectError>| result.map_err(|error| error.to_string()).unwrap_err();
     assert_eq!(
         told(kernel.set_protected(&[protected(v4, 1), protected(v4, 2)])),
@@ -492,7 +492,7 @@ fn settings_that_contradict_themselves_are_refused_and_change_nothing() -> Resul
     assert!(told(kernel.set_protected(&[protected(v4, u32::MAX)])).contains("is not the index"));
     assert!(told(kernel.set_allowed(&[], &[agent])).contains("registered as Agent"));
     assert!(told(kernel.set_daemon_cgroup(agent)).contains("registered as Agent"));
-    assert!(told(kernel.enrol(field.settings()?.daemon_cgroup)).contains("registered as Daemon"));
+    assert!(told(kernel.enrol(field.settings()?.daemon_cgroup, Egress::OPEN)).contains("registered as Daemon"));
     assert_eq!(kernel.enrolled()?, [agent]);
     assert!(field.connect(&outside, field.v6())?.is_refused());
     Ok(())

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, os::unix::net::UnixStream};
 
 use anyhow::{Context as _, Result};
 use end_to_end::kernel_support::{Answer, Field, Front, Outcome, Server, poll};
+use gateway_daemon::redirect::Egress;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType},
@@ -19,8 +20,8 @@ fn a_socket_speaks_as_the_task_that_connects_it_whoever_made_it() -> Result<()> 
     let (agent_b, b) = field.cgroup("agent-b")?;
     let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(a)?;
-    kernel.enrol(b)?;
+    kernel.enrol(a, Egress::OPEN)?;
+    kernel.enrol(b, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     let address = v4.to_string();
     let folder = agent_a.to_str().context("a path that is not UTF-8")?;
@@ -61,8 +62,8 @@ fn a_note_does_not_outlive_its_connect() -> Result<()> {
     let (agent_b, b) = field.cgroup("agent-b")?;
     let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(a)?;
-    kernel.enrol(b)?;
+    kernel.enrol(a, Egress::OPEN)?;
+    kernel.enrol(b, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     for host in ["127.0.0.1", "0.0.0.0", "127.77.0.9"] {
         for thief in [&agent_b, &outside] {
@@ -88,8 +89,8 @@ fn a_failed_connect_leaves_nothing_for_whoever_takes_its_port_over() -> Result<(
     let (agent_a, a) = field.cgroup("agent-a")?;
     let (agent_b, b) = field.cgroup("agent-b")?;
     let kernel = field.start()?;
-    kernel.enrol(a)?;
-    kernel.enrol(b)?;
+    kernel.enrol(a, Egress::OPEN)?;
+    kernel.enrol(b, Egress::OPEN)?;
     let source = format!("127.0.0.1:{}", field.own_port());
     // Nobody listens: refused. The entry must go with the attempt.
     let failed = field.connector(&agent_a, &["from-port", &source, &v4.to_string()]).run()?;
@@ -108,7 +109,7 @@ fn connects_that_fail_or_never_complete_leave_no_entry() -> Result<()> {
     let v4 = field.v4(1).to_string();
     let (agent, id) = field.cgroup("agent")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let refused = field.connector(&agent, &["many", "500", "2", &v4]).run()?;
     assert_eq!((refused.good, refused.bad.len()), (0, 500));
     assert_eq!(kernel.pending_entries(), 0);
@@ -140,7 +141,7 @@ fn thousands_of_connections_of_two_agents_never_mix() -> Result<()> {
     let agents = [field.cgroup("agent-a")?, field.cgroup("agent-b")?];
     let kernel = field.start()?;
     for (_, id) in &agents {
-        kernel.enrol(*id)?;
+        kernel.enrol(*id, Egress::OPEN)?;
     }
     let _front = Front::start(&kernel)?;
     let texts = addresses.map(|address| address.to_string());

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use end_to_end::kernel_support::{Answer, Field, Front, Server, poll, protected};
-use gateway_daemon::redirect::{Kernel, detach, is_pinned};
+use gateway_daemon::redirect::{Egress, Kernel, detach, is_pinned};
 use rustix::io::Errno;
 
 /// A daemon in a process of its own.
@@ -67,7 +67,7 @@ fn after_the_daemon_is_killed_agents_are_refused_and_the_next_one_serves_them() 
     Ok(())
 }
 
-/// Starts over the pins, each of which updates ten links.
+/// Starts over the pins, each of which updates eleven links.
 const RESTARTS: usize = 10;
 
 #[test]
@@ -78,7 +78,7 @@ fn starts_over_the_pins_while_an_agent_connects_let_nothing_pass() -> Result<()>
     let (agent, id) = field.cgroup("agent")?;
     let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     let before = programs(&kernel)?;
     let done = AtomicBool::new(false);
@@ -141,7 +141,7 @@ fn detach_takes_everything_away_and_says_what() -> Result<()> {
     let _server = Server::start(v4)?;
     let (agent, id) = field.cgroup("agent")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     drop(kernel);
     assert!(field.connect(&agent, v4)?.failed_with(Errno::CONNREFUSED), "dropping takes nothing away");
     let taken = detach(&field.pins())?;
@@ -164,7 +164,7 @@ fn another_versions_links_go_only_when_the_new_ones_stand() -> Result<()> {
     let server = Server::start(v4)?;
     let (agent, id) = field.cgroup("agent")?;
     let kernel = field.start()?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     drop(kernel);
     // As a version with another layout would have left them: its maps aren't touched.
     let old = field.pins().join("layout-0");
@@ -174,7 +174,7 @@ fn another_versions_links_go_only_when_the_new_ones_stand() -> Result<()> {
     assert!(kernel.retired().iter().any(|line| line.contains("layout-0/link_connect4")), "{:?}", kernel.retired());
     assert_eq!(kernel.enrolled()?, [], "another layout's enrolments are not read");
     assert!(field.connect(&agent, v4)?.is_refused());
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     assert!(field.connect(&agent, v4)?.is_redirected(id, v4));
     assert_eq!(server.reached(), 0);
@@ -228,7 +228,7 @@ fn another_listener_port_takes_the_place_of_the_one_before() -> Result<()> {
     let mut settings = field.settings()?;
     settings.listener_port += 200;
     let kernel = Kernel::start(&settings)?;
-    kernel.enrol(id)?;
+    kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     assert_eq!(field.connector(&agent, &["bind", &old, "0"]).run()?.errno, None);
     assert!(field.connect(&agent, field.v4(1))?.is_redirected(id, field.v4(1)));

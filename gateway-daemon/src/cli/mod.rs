@@ -79,10 +79,11 @@ Examples:
     #[command(after_help = "\
 Examples:
   weir doctor                                   as root, who sees all
+  weir doctor --probe                           finds a PostgreSQL at whatever port, under whatever name
   weir doctor --json | jq '.[] | select(.verdict != \"ok\")'
 
 Exit status: 0 when all is well, 1 when a check failed or could not be made.")]
-    Doctor(JsonArgs),
+    Doctor(DoctorArgs),
     /// List agents, freeze and thaw them, renew their tokens.
     #[command(
         subcommand,
@@ -209,6 +210,16 @@ struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+struct DoctorArgs {
+    /// Ask what listens on this host's TCP ports and is not protected whether it is PostgreSQL.
+    #[arg(long)]
+    probe: bool,
+    /// One line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct JsonArgs {
     /// One line of JSON.
     #[arg(long)]
@@ -253,7 +264,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Daemon(args) => serve(config, &args),
         Verb::Run(args) => run_agent(config, args),
         Verb::Status(args) => status(config, &args),
-        Verb::Doctor(args) => doctor::doctor(config, args.json),
+        Verb::Doctor(args) => doctor::doctor(config, args.json, args.probe),
         Verb::Agent(verb) => agents::agent(config, verb),
         Verb::Policy(verb) => policies::policy(config, verb),
         Verb::Explain(args) => policies::explain(config, args),
@@ -345,6 +356,7 @@ fn status(path: &Path, args: &JsonArgs) -> Result<ExitCode> {
     for (label, key) in [
         ("connection", "connections"),
         ("ONLY OBSERVED", "observed"),
+        ("egress", "egress"),
         ("WITHHELD", "withheld"),
         ("let through", "allowed"),
         ("protected", "protected"),
@@ -458,6 +470,8 @@ fn plain(value: &serde_json::Value) -> String {
         serde_json::Value::Object(fields) => {
             fields.iter().map(|(key, value)| format!("{key}: {}", plain(value))).collect::<Vec<_>>().join(", ")
         }
+        serde_json::Value::Array(items) if items.is_empty() => "nothing".to_owned(),
+        serde_json::Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join("; "),
         other => other.to_string(),
     }
 }

@@ -10,8 +10,8 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Host, Issuer, Limits, Mode, Protect,
-    SessionAttributes, Store, UpstreamTls, host, raw,
+    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Egress, EgressAllow, EgressMode, Fault, Guard,
+    Host, Issuer, Limits, Mode, Protect, SessionAttributes, Store, UpstreamTls, host, raw,
 };
 
 /// The algorithms that a token may be signed with: asymmetric ones alone.
@@ -223,7 +223,9 @@ impl Checker<'_> {
             let shown = raw.issuer.escape_debug();
             self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`"));
         }
+        let egress = self.egress(&place, raw.egress.as_deref(), raw.egress_allow);
         Agent {
+            egress,
             name: raw.name,
             user: raw.user,
             issuer: raw.issuer,
@@ -231,6 +233,31 @@ impl Checker<'_> {
             starters: raw.starters,
             token_file: raw.token_file,
         }
+    }
+
+    fn egress(&mut self, place: &Place, mode: Option<&str>, allow: Vec<raw::EgressAllow>) -> Egress {
+        let known = mode.map(|word| EgressMode::ALL.into_iter().find(|mode| mode.word() == word));
+        if known == Some(None) {
+            let shown = mode.unwrap_or_default().escape_debug();
+            self.fault(place, "egress", format!("`{shown}` is no mode; use `open`, `databases` or `closed`"));
+        }
+        let mode = known.flatten().unwrap_or_default();
+        if mode == EgressMode::Open && !allow.is_empty() {
+            let message = "is never used with `egress = \"open\"`, which allows all; leave one out";
+            self.fault(place, "egress_allow", message);
+        }
+        let mut allowed = Vec::new();
+        for entry in allow {
+            match entry.address.parse() {
+                Ok(_) if entry.reason.trim().is_empty() => {
+                    let shown = entry.address.escape_debug();
+                    self.fault(place, "egress_allow", format!("`{shown}` has an empty reason; say why"));
+                }
+                Ok(target) => allowed.push(EgressAllow { target, reason: entry.reason }),
+                Err(error) => self.fault(place, "egress_allow", error),
+            }
+        }
+        Egress { mode, allow: allowed }
     }
 
     fn connection(&mut self, raw: Spanned<raw::Connection>) -> Option<Connection> {

@@ -7,6 +7,7 @@ use std::{
 };
 
 mod check;
+mod egress;
 mod error;
 mod host;
 mod network;
@@ -15,6 +16,7 @@ mod raw;
 mod tests;
 
 pub(crate) use check::lies_below;
+pub use egress::{Egress, EgressAllow, EgressMode, Reach};
 pub use error::{ConfigError, Fault};
 pub use host::Host;
 pub use network::Network;
@@ -142,6 +144,8 @@ pub struct Agent {
     pub starters: Vec<String>,
     /// The token, unless `weir run` names another.
     pub token_file: Option<PathBuf>,
+    /// What it may reach beside declared addresses.
+    pub egress: Egress,
 }
 
 /// `[[connection]]`

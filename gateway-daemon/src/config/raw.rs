@@ -84,6 +84,16 @@ pub(super) struct Agent {
     #[serde(default)]
     pub(super) starters: Vec<String>,
     pub(super) token_file: Option<PathBuf>,
+    pub(super) egress: Option<String>,
+    #[serde(default)]
+    pub(super) egress_allow: Vec<EgressAllow>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EgressAllow {
+    pub(super) address: String,
+    pub(super) reason: String,
 }
 
 #[derive(Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{Config, Guard, Network, UpstreamTls, raw};
+use super::{Config, Egress, EgressMode, Guard, Network, UpstreamTls, raw};
 
 const GOOD: &str = r#"
 [[issuer]]
@@ -48,6 +48,25 @@ fn all_faults_are_told_at_once_with_line_key_and_mend() {
         .replace("10.0.0.0/16", "10.0.0.1/16")
         .replace("postgres", "oracle");
     insta::assert_snapshot!(faults(&text));
+}
+
+#[test]
+fn egress_is_databases_unless_it_is_said_and_each_entry_has_its_reason() {
+    let config = Config::parse(Path::new("weir.toml"), GOOD).unwrap();
+    assert_eq!(config.agents[0].egress, Egress::default());
+    assert_eq!(config.agents[0].egress.mode, EgressMode::Databases);
+    let with = |lines: &str| GOOD.replace("user = \"agent-claude\"", &format!("user = \"agent-claude\"\n{lines}"));
+    let good = with("egress = \"closed\"\negress_allow = [{ address = \"10.0.0.5:443\", reason = \"registry\" }]");
+    let config = Config::parse(Path::new("weir.toml"), &good).unwrap();
+    assert_eq!(config.agents[0].egress.mode, EgressMode::Closed);
+    assert_eq!(config.agents[0].egress.allow[0].target.to_string(), "10.0.0.5:443");
+    insta::assert_snapshot!(faults(&with(
+        "egress = \"shut\"\negress_allow = [{ address = \"db:443\", reason = \"x\" }, { address = \"10.0.0.5:1\", reason = \" \" }]"
+    )));
+    insta::assert_snapshot!(faults(&with(
+        "egress = \"open\"\negress_allow = [{ address = \"10.0.0.5:443\", reason = \"x\" }]"
+    )));
+    assert!(faults(&with("egress_allow = [{ address = \"10.0.0.5:443\" }]")).contains("missing field `reason`"));
 }
 
 #[test]

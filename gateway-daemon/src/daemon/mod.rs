@@ -40,6 +40,7 @@ use crate::{
     },
 };
 
+mod egress;
 mod often;
 mod parts;
 mod refusals;
@@ -49,6 +50,7 @@ mod targets;
 mod verbs;
 mod workers;
 
+pub(crate) use egress::{allowed as egress_allowed, resolvers_now, unseen_of_closed};
 pub use parts::StartError;
 pub(crate) use sockets::{may_user_connect as may_connect, open_to_agents as sockets_open_to_agents};
 pub(crate) use targets::{own_addresses, protected_by};
@@ -143,6 +145,7 @@ async fn serve(
     tokio::spawn(
         refusals::Refusals::new(weir.recorder.clone(), weir.registry.clone()).run(weir.kernel.clone(), events),
     );
+    tokio::spawn(egress::keep_resolvers(weir.config.clone(), weir.kernel.clone()));
     tokio::spawn(watch_sockets(weir.clone()));
     tokio::spawn(often::record(weir.clone()));
     runs::adopt(&weir);

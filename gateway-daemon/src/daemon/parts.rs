@@ -146,7 +146,7 @@ pub(super) async fn assemble(
     let cgroups = CgroupRoot::find()?;
     let own = enter_cgroup(&config, &cgroups)?;
     let protected = resolved.protected(&config);
-    let kernel = Arc::new(start_kernel(&config, &cgroups, own, &protected)?);
+    let kernel = Arc::new(start_kernel(&config, &cgroups, own, &protected, &registry)?);
     // What an earlier daemon protected may carry the index of another connection: gone before anyone is listened to.
     kernel.set_protected(&protected)?;
     forget_ended_runs(&cgroups, &kernel)?;
@@ -242,6 +242,7 @@ impl Weir {
                 "THE CONNECTION ONLY OBSERVES (mode = \"observe\"): what the policies deny is let pass, and recorded as denied"
             );
         }
+        egress::warn(&self.config);
         if self.options.port == PortKeeping::ProgramsAlone {
             tracing::warn!("the listener's port is not privileged: the bind programs alone keep it");
         }
@@ -345,6 +346,7 @@ fn start_kernel(
     cgroups: &CgroupRoot,
     daemon_cgroup: CgroupId,
     protected: &[Protected],
+    registry: &Registry,
 ) -> Result<Kernel, StartError> {
     let mut agent_uids = Vec::new();
     for agent in &config.agents {
@@ -385,6 +387,7 @@ fn start_kernel(
         allowed_cgroups,
         agent_uids,
         daemon_cgroup,
+        egress: egress::settings(config, registry),
     })?)
 }
 

@@ -2,6 +2,7 @@
 //! and not the end of the record.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     net::SocketAddr,
     sync::Arc,
@@ -11,7 +12,7 @@ use std::{
 use crate::{
     identity::{self, Registry},
     record::{Event, KernelRefusal, Recorder},
-    redirect::{Kernel, KernelEvent, KernelEvents},
+    redirect::{self, Kernel, KernelEvent, KernelEvents, Reason},
 };
 
 /// How long refusals that are alike are gathered.
@@ -27,6 +28,19 @@ struct Kind {
     comm: String,
     destination: SocketAddr,
     what: &'static str,
+    reason: Reason,
+}
+
+impl Kind {
+    /// What was refused, for people: of a listed port also what is expected there.
+    fn told(&self) -> Cow<'static, str> {
+        match (self.reason, redirect::listed(self.destination.port())) {
+            (Reason::PortListed, Some(ports)) => {
+                format!("{}: {} ({})", self.what, self.destination.port(), ports.what).into()
+            }
+            _ => self.what.into(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -77,6 +91,7 @@ impl Refusals {
             comm: event.comm.clone(),
             destination: event.destination,
             what: event.what(),
+            reason: event.reason,
         };
         if let Some(folded) = self.gathered.get_mut(&kind) {
             folded.count += 1;
@@ -132,7 +147,7 @@ impl Refusals {
             comm: kind.comm.clone(),
             cgroup: kind.cgroup,
             destination: kind.destination,
-            what: kind.what.to_owned(),
+            what: kind.told().into_owned(),
             count,
         });
         if let Err(error) = self.recorder.record(&event) {

@@ -299,7 +299,9 @@ fn begin(
         }
     };
     let begun = Begun { weir: weir.clone(), run, cgroup, folder };
-    weir.kernel.enrol(kernel_id).map_err(|error| failed("the kernel does not take the run's cgroup", &error))?;
+    let egress = super::egress::of_agent(&weir.config, &agent.name);
+    let taken = weir.kernel.enrol(kernel_id, egress);
+    taken.map_err(|error| failed("the kernel does not take the run's cgroup", &error))?;
     Ok(begun)
 }
 

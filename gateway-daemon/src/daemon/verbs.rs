@@ -162,6 +162,12 @@ impl Weir {
             "runs": pids.len(),
             "connections": self.targets.iter().map(|target| &*target.name).collect::<Vec<_>>(),
             "observed": self.config.observed().collect::<Vec<_>>(),
+            "egress": self.config.agents.iter().map(|agent| {
+                let allow = agent.egress.allow.iter().map(|entry| {
+                    json!({ "address": entry.target.to_string(), "reason": entry.reason })
+                });
+                json!({ "agent": agent.name, "mode": agent.egress.mode.word(), "allow": allow.collect::<Vec<_>>() })
+            }).collect::<Vec<_>>(),
             "withheld": withheld,
             "allowed": self.config.allow.iter().map(|allow| {
                 json!({ "who": allow.who.to_string(), "reason": allow.reason })

@@ -10,6 +10,7 @@
 //! - The maps are filled before the first link stands.
 
 pub mod cgroup;
+mod egress;
 mod events;
 mod pins;
 mod probe;
@@ -32,13 +33,17 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use gateway_common::{Config, Note, PROGRAMS, maps};
+use gateway_common::{Note, PACKETS_KNOW_TASK, PROGRAMS, maps};
 
 use self::{cgroup::CgroupId, events::ToTracing, pins::Pins, state::State};
 pub use self::{
+    egress::{
+        AllowedPorts, Egress, EgressAllowed, EgressMode, EgressSettings, ListedPorts, NO_AGENT, PortKind, listed,
+        listed_ports,
+    },
     events::{KernelEvent, KernelEvents},
     pins::{detach, is_pinned},
-    probe::{Check, Verdict, probe},
+    probe::{Check, Verdict, packets_know_task, probe},
     survey::AttachedProgram,
     target::{Network, NetworkError, Protected, UidRange, connection_of},
 };
@@ -70,6 +75,8 @@ pub struct RedirectSettings {
     pub agent_uids: Vec<UidRange>,
     /// The daemon's own cgroup: it connects upstream and binds the listener's port. Must lie below the scope.
     pub daemon_cgroup: CgroupId,
+    /// What agents may reach beside protected addresses.
+    pub egress: EgressSettings,
 }
 
 /// What went wrong with the redirect.
@@ -226,13 +233,13 @@ impl Kernel {
         let mut ebpf = load(&pins)?;
         let mut state = State::take(&mut ebpf)?;
 
-        let config = Config { listener_port: settings.listener_port.into(), guard: settings.guard.wire() };
-        state.configure(config)?;
+        state.configure(settings.listener_port, settings.guard)?;
         state.protect(&settings.protected)?;
         state.set_agent_uids(&settings.agent_uids)?;
         state.set_cgroups(CgroupKind::Daemon, &[settings.daemon_cgroup])?;
         state.set_cgroups(CgroupKind::Allowed, &settings.allowed_cgroups)?;
         state.set_allowed_uids(&settings.allowed_uids)?;
+        state.start_egress(&settings.egress)?;
 
         for name in PROGRAMS {
             pins.install(name, descriptor(&ebpf, name)?, &scope)?;
@@ -270,13 +277,23 @@ impl Kernel {
         self.state().set_protected(protected)
     }
 
-    /// Makes a cgroup an agent's: from now on what runs in it or below it is redirected.
+    /// Makes a cgroup an agent's: from now on what runs in it or below it is redirected, and reaches beside protected
+    /// addresses what `egress` says.
     ///
     /// # Errors
     ///
     /// When the cgroup is the daemon's or an allowed one, or too many are enrolled.
-    pub fn enrol(&self, cgroup: CgroupId) -> Result<(), RedirectError> {
-        self.state().enrol(cgroup)
+    pub fn enrol(&self, cgroup: CgroupId, egress: Egress) -> Result<(), RedirectError> {
+        self.state().enrol(cgroup, egress)
+    }
+
+    /// Makes this what single agents may reach all the same, and nothing else; what is allowed no longer goes first.
+    ///
+    /// # Errors
+    ///
+    /// When there is too much of it; nothing is changed then.
+    pub fn set_egress_allowed(&self, allowed: &[EgressAllowed]) -> Result<(), RedirectError> {
+        self.state().set_egress_allowed(allowed)
     }
 
     /// Makes an agent's cgroup nobody's: from now on what runs in it is outside.
@@ -376,16 +393,19 @@ impl Kernel {
 
 /// Loads and verifies all programs, over the pinned maps; those that aren't there are made and pinned.
 fn load(pins: &Pins) -> Result<Ebpf, RedirectError> {
+    let know_task = u32::from(packets_know_task());
     let mut loader = EbpfLoader::new();
     for name in maps::ALL {
         // An existing pin is taken without comparing layouts: hence the folder's name.
         loader.map_pin_path(name, pins.map(name));
     }
+    loader.override_global(PACKETS_KNOW_TASK, &know_task, true);
     let mut ebpf = loader.load(OBJECT).map_err(|source| RedirectError::Load { source: Box::new(source) })?;
     for name in PROGRAMS {
         let result = match ebpf.program_mut(name) {
             Some(Program::CgroupSockAddr(program)) => program.load(),
             Some(Program::CgroupSock(program)) => program.load(),
+            Some(Program::CgroupSkb(program)) => program.load(),
             Some(Program::SockOps(program)) => program.load(),
             _ => return Err(RedirectError::Object { missing: name.to_owned() }),
         };

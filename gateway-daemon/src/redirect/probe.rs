@@ -6,7 +6,7 @@ use std::{fs, io, path::Path};
 use aya::{
     maps::MapType,
     programs::ProgramType,
-    sys::{is_map_supported, is_program_supported},
+    sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
 use super::{cgroup::CgroupRoot, pins};
@@ -62,6 +62,7 @@ pub fn probe(pins: &Path, listener_port: u16) -> Vec<Check> {
         ),
         check("programs on connect, bind and datagrams", program(ProgramType::CgroupSockAddr), BPF_MEND),
         check("programs on making sockets", program(ProgramType::CgroupSock), BPF_MEND),
+        check("programs on packets", program(ProgramType::CgroupSkb), BPF_MEND),
         check("programs on TCP's states", program(ProgramType::SockOps), BPF_MEND),
         check("socket storage", map(MapType::SkStorage), BPF_MEND),
         check("prefix tries", map(MapType::LpmTrie), BPF_MEND),
@@ -72,6 +73,18 @@ pub fn probe(pins: &Path, listener_port: u16) -> Vec<Check> {
             "choose a `listener_port` below net.ipv4.ip_unprivileged_port_start, or raise that",
         ),
     ]
+}
+
+/// Whether programs on packets may ask for the calling task (Linux 6.16). What cannot be found out counts as no: the
+/// programs then judge by the cgroup in which a socket was made.
+pub fn packets_know_task() -> bool {
+    let asked = [
+        BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id,
+        BpfHelper::BPF_FUNC_get_current_pid_tgid,
+        BpfHelper::BPF_FUNC_get_current_uid_gid,
+        BpfHelper::BPF_FUNC_get_current_comm,
+    ];
+    asked.into_iter().all(|helper| is_helper_supported(ProgramType::CgroupSkb, helper).is_ok_and(|supported| supported))
 }
 
 const BPF_MEND: &str = "boot a kernel with CONFIG_CGROUP_BPF=y and CONFIG_BPF_SYSCALL=y, and run as root";

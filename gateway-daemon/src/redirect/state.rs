@@ -6,11 +6,15 @@
 use std::collections::{HashMap as StdHashMap, HashSet};
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key};
-use gateway_common::{CgroupKind, Config, Destination, Flow, NO_CONNECTION, Note, PORT_LISTENER, PORT_PROTECTED, maps};
+use gateway_common::{
+    CgroupKind, Config, Destination, EgressMode, EgressTarget, Flow, Guard, NO_CONNECTION, Note, PORT_LISTED,
+    PORT_LISTENER, PORT_PROTECTED, maps,
+};
 
 use super::{
     RedirectError,
     cgroup::CgroupId,
+    egress::{self, AllowedKey, Egress, EgressAllowed, EgressSettings},
     target::{Protected, TargetKey, UidRange},
 };
 
@@ -22,6 +26,8 @@ pub(super) struct State {
     cgroups: HashMap<MapData, u64, u32>,
     allowed_uids: HashMap<MapData, u32, u32>,
     agent_uids: LpmTrie<MapData, u32, u32>,
+    egress: HashMap<MapData, u64, gateway_common::Egress>,
+    egress_allowed: LpmTrie<MapData, EgressTarget, u32>,
     pending: HashMap<MapData, Flow, Note>,
     dropped: PerCpuArray<MapData, u64>,
 }
@@ -43,31 +49,52 @@ impl State {
             cgroups: taken(ebpf, maps::CGROUPS)?,
             allowed_uids: taken(ebpf, maps::ALLOWED_UIDS)?,
             agent_uids: taken(ebpf, maps::AGENT_UIDS)?,
+            egress: taken(ebpf, maps::EGRESS)?,
+            egress_allowed: taken(ebpf, maps::EGRESS_ALLOWED)?,
             pending: taken(ebpf, maps::PENDING)?,
             dropped: taken(ebpf, maps::DROPPED)?,
         })
     }
 
-    /// Tells the programs the listener's port and the guard.
-    pub(super) fn configure(&mut self, config: Config) -> Result<(), RedirectError> {
+    /// Tells the programs the listener's port and the guard, and which ports are listed.
+    pub(super) fn configure(&mut self, listener_port: u16, guard: Guard) -> Result<(), RedirectError> {
+        let before = self.config()?;
+        let config = Config { listener_port: listener_port.into(), guard: guard.wire(), ..before };
         if self.protected_ports()?.contains(&config.listener_port) {
             return Err(RedirectError::ListenerPortProtected { port: config.listener_port });
         }
         // The port of the daemon before; 0 in a map that was made now. The configuration comes last: whoever is
         // interrupted leaves what the next start puts right.
-        let former = self.config.get(&0, 0).map_err(failed(maps::CONFIG))?.listener_port;
+        let former = before.listener_port;
         self.ports.set(config.listener_port, PORT_LISTENER, 0).map_err(failed(maps::PORTS))?;
         if former != config.listener_port {
-            self.ports.set(former, 0, 0).map_err(failed(maps::PORTS))?;
+            self.ports.set(former, listed_bit(former), 0).map_err(failed(maps::PORTS))?;
         }
+        self.list_ports(config.listener_port)?;
         self.config.set(0, config, 0).map_err(failed(maps::CONFIG))
+    }
+
+    /// Marks the listed ports, and takes the mark from those that an earlier version listed.
+    fn list_ports(&mut self, listener: u32) -> Result<(), RedirectError> {
+        for port in (0..=u32::from(u16::MAX)).filter(|&port| port != listener) {
+            let before = self.ports.get(&port, 0).map_err(failed(maps::PORTS))?;
+            let wanted = before & !PORT_LISTED | listed_bit(port);
+            if before != wanted {
+                self.ports.set(port, wanted, 0).map_err(failed(maps::PORTS))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn config(&self) -> Result<Config, RedirectError> {
+        self.config.get(&0, 0).map_err(failed(maps::CONFIG))
     }
 
     /// Adds targets; those that are there already get their new connection.
     pub(super) fn protect(&mut self, protected: &[Protected]) -> Result<(), RedirectError> {
         let wanted = self.checked(protected)?;
         for port in protected.iter().map(|protected| u32::from(protected.port)).collect::<HashSet<_>>() {
-            self.ports.set(port, PORT_PROTECTED, 0).map_err(failed(maps::PORTS))?;
+            self.ports.set(port, PORT_PROTECTED | listed_bit(port), 0).map_err(failed(maps::PORTS))?;
         }
         for (key, connection) in &wanted {
             self.targets.insert(&trie_key(key), connection, 0).map_err(failed(maps::TARGETS))?;
@@ -87,14 +114,14 @@ impl State {
         }
         for port in ports_before {
             if !protected.iter().any(|protected| u32::from(protected.port) == port) {
-                self.ports.set(port, 0, 0).map_err(failed(maps::PORTS))?;
+                self.ports.set(port, listed_bit(port), 0).map_err(failed(maps::PORTS))?;
             }
         }
         Ok(())
     }
 
     fn checked(&self, protected: &[Protected]) -> Result<StdHashMap<TargetKey, u32>, RedirectError> {
-        let listener = self.config.get(&0, 0).map_err(failed(maps::CONFIG))?.listener_port;
+        let listener = self.config()?.listener_port;
         let mut wanted: StdHashMap<TargetKey, u32> = StdHashMap::new();
         for target in protected {
             if u32::from(target.port) == listener {
@@ -124,11 +151,12 @@ impl State {
         Ok(ports.map(u32::from).collect())
     }
 
-    /// Makes a cgroup an agent's.
-    pub(super) fn enrol(&mut self, cgroup: CgroupId) -> Result<(), RedirectError> {
+    /// Makes a cgroup an agent's; what it may reach stands before it is one.
+    pub(super) fn enrol(&mut self, cgroup: CgroupId, egress: Egress) -> Result<(), RedirectError> {
         if let Some(kind @ (CgroupKind::Daemon | CgroupKind::Allowed)) = self.kind(cgroup)? {
             return Err(RedirectError::CgroupTaken { cgroup, kind });
         }
+        self.set_egress(cgroup, egress)?;
         self.insert_cgroup(cgroup, CgroupKind::Agent)
     }
 
@@ -137,7 +165,9 @@ impl State {
         if self.kind(cgroup)? != Some(CgroupKind::Agent) {
             return Ok(());
         }
-        gone(self.cgroups.remove(&cgroup.get())).map_err(failed(maps::CGROUPS))
+        gone(self.cgroups.remove(&cgroup.get())).map_err(failed(maps::CGROUPS))?;
+        gone(self.egress.remove(&cgroup.get())).map_err(failed(maps::EGRESS))?;
+        self.note_closed()
     }
 
     /// The cgroups of a kind.
@@ -178,6 +208,81 @@ impl State {
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(failed(maps::CGROUPS)(error)),
         }
+    }
+
+    /// Puts in force what agents may reach: first goes what is allowed no longer, then come the rules of cgroups that are
+    /// enrolled already, and last what is newly allowed.
+    pub(super) fn start_egress(&mut self, settings: &EgressSettings) -> Result<(), RedirectError> {
+        let wanted = checked_entries(&settings.allowed)?;
+        self.forbid_others(&wanted)?;
+        let rules: StdHashMap<CgroupId, Egress> = settings.enrolled.iter().copied().collect();
+        let enrolled = self.cgroups(CgroupKind::Agent)?;
+        for &cgroup in &enrolled {
+            self.set_egress(cgroup, rules.get(&cgroup).copied().unwrap_or(Egress::NOTHING))?;
+        }
+        let stale: Vec<u64> = self.egress.keys().collect::<Result<_, _>>().map_err(failed(maps::EGRESS))?;
+        for id in stale.iter().filter(|&&id| !enrolled.iter().any(|cgroup| cgroup.get() == id)) {
+            gone(self.egress.remove(id)).map_err(failed(maps::EGRESS))?;
+        }
+        self.allow(&wanted)?;
+        self.note_closed()
+    }
+
+    /// Makes this what agents may reach all the same, and nothing else.
+    pub(super) fn set_egress_allowed(&mut self, allowed: &[EgressAllowed]) -> Result<(), RedirectError> {
+        let wanted = checked_entries(allowed)?;
+        self.forbid_others(&wanted)?;
+        self.allow(&wanted)
+    }
+
+    /// Entries that take a part out of a wider one stand before it comes, and go after it is gone.
+    fn forbid_others(&mut self, wanted: &StdHashMap<AllowedKey, bool>) -> Result<(), RedirectError> {
+        for (key, _) in wanted.iter().filter(|&(_, allows)| !allows) {
+            self.egress_allowed.insert(&allowed_key(key), 0, 0).map_err(failed(maps::EGRESS_ALLOWED))?;
+        }
+        let present: Vec<_> =
+            self.egress_allowed.iter().collect::<Result<_, _>>().map_err(failed(maps::EGRESS_ALLOWED))?;
+        for value in [1, 0] {
+            for (key, _) in present.iter().filter(|&&(_, present)| (present == 1) == (value == 1)) {
+                if !wanted.contains_key(&AllowedKey { bits: key.prefix_len(), target: key.data() }) {
+                    gone(self.egress_allowed.remove(key)).map_err(failed(maps::EGRESS_ALLOWED))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn allow(&mut self, wanted: &StdHashMap<AllowedKey, bool>) -> Result<(), RedirectError> {
+        for (key, _) in wanted.iter().filter(|&(_, allows)| *allows) {
+            self.egress_allowed.insert(&allowed_key(key), 1, 0).map_err(failed(maps::EGRESS_ALLOWED))?;
+        }
+        Ok(())
+    }
+
+    /// While one is closed the programs look at every connect: they must do so before the rule stands.
+    fn set_egress(&mut self, cgroup: CgroupId, egress: Egress) -> Result<(), RedirectError> {
+        if egress.mode == EgressMode::Closed {
+            self.set_closed(true)?;
+        }
+        self.egress.insert(cgroup.get(), gateway_common::Egress::from(egress), 0).map_err(failed(maps::EGRESS))
+    }
+
+    /// Whether some rule is closed, for the programs.
+    fn note_closed(&mut self) -> Result<(), RedirectError> {
+        let rules: Vec<_> = self.egress.iter().collect::<Result<_, _>>().map_err(failed(maps::EGRESS))?;
+        let closes = |mode| match EgressMode::from_wire(mode) {
+            Some(EgressMode::Open | EgressMode::Databases) => false,
+            Some(EgressMode::Closed) | None => true,
+        };
+        self.set_closed(rules.iter().any(|(_, rule)| closes(rule.mode)))
+    }
+
+    fn set_closed(&mut self, closed: bool) -> Result<(), RedirectError> {
+        let config = self.config()?;
+        if (config.closed != 0) == closed {
+            return Ok(());
+        }
+        self.config.set(0, Config { closed: closed.into(), ..config }, 0).map_err(failed(maps::CONFIG))
     }
 
     /// Makes these the uids that pass, and no others.
@@ -223,6 +328,20 @@ impl State {
 
 fn trie_key(key: &TargetKey) -> Key<Destination> {
     Key::new(key.bits, key.destination)
+}
+
+fn allowed_key(key: &AllowedKey) -> Key<EgressTarget> {
+    Key::new(key.bits, key.target)
+}
+
+fn checked_entries(allowed: &[EgressAllowed]) -> Result<StdHashMap<AllowedKey, bool>, RedirectError> {
+    let entries = egress::entries(allowed);
+    room(maps::EGRESS_ALLOWED, entries.len(), maps::EGRESS_ALLOWED_CAPACITY).map(|()| entries)
+}
+
+fn listed_bit(port: u32) -> u32 {
+    let listed = u16::try_from(port).is_ok_and(|port| egress::listed(port).is_some());
+    if listed { PORT_LISTED } else { 0 }
 }
 
 /// A removal of what isn't there any more is done.

@@ -128,6 +128,33 @@ const fn longest(address: IpAddr) -> u8 {
     }
 }
 
+/// A range in mapped form, whatever its prefix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MappedRange(Network);
+
+impl MappedRange {
+    /// Leading bits that count.
+    pub(super) fn bits(&self) -> u8 {
+        self.0.mapped_prefix()
+    }
+
+    /// Whether an address lies in it.
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(address)
+    }
+}
+
+/// A range that may hold all addresses of its family.
+pub(super) const fn mapped_range(address: IpAddr, prefix: u8) -> MappedRange {
+    MappedRange(Network { address, prefix })
+}
+
+/// An address as the programs have it.
+pub(super) fn to_words(address: IpAddr) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = mapped(address).octets();
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+}
+
 /// The bits of a prefix, in a mapped address.
 fn mask(prefix: u8) -> u128 {
     u128::MAX.checked_shl(128_u32.saturating_sub(prefix.into())).unwrap_or(0)
@@ -211,13 +238,9 @@ pub fn connection_of(protected: &[Protected], address: SocketAddr) -> Option<u32
         .and_then(|target| target.connection)
 }
 
-/// An address as the programs have it.
+/// An address and port as the programs have them.
 pub(super) fn to_destination(address: SocketAddr) -> Destination {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = mapped(address.ip()).octets();
-    Destination {
-        port: u32::from(address.port().to_be()),
-        address: [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes),
-    }
+    Destination { port: u32::from(address.port().to_be()), address: to_words(address.ip()) }
 }
 
 /// An address of the programs. IPv4 comes out of its mapped form.

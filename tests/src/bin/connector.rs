@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use end_to_end::kernel_support::{Outcome, Worker, ring, uring_connect};
+use end_to_end::kernel_support::{Outcome, Worker, ring, uring_connect, uring_send};
 use gateway_daemon::redirect::cgroup::id_of;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -54,6 +54,28 @@ fn main() -> Result<()> {
         ["poll-ring-made-before", folder, address] => through_ring(Some(folder), Worker::Poll, address.parse()?)?,
         ["udp-send", address] => datagram(address.parse()?, false),
         ["udp-connect", address] => datagram(address.parse()?, true),
+        ["udp-many", address] => datagrams(address.parse()?),
+        ["udp-uring", address] => {
+            let address = address.parse()?;
+            let socket = net::socket(family(address), SocketType::DGRAM, None)?;
+            uring_send(&mut ring(Worker::Queue)?, &socket, ECHO, address).map(|()| Outcome::default())
+        }
+        ["ping", address] => ping_socket(address.parse()?).and_then(|socket| ping(&socket, address)),
+        ["ping-connect", address] => ping_socket(address.parse()?).and_then(|socket| {
+            net::connect(&socket, &address.parse::<SocketAddr>().map_err(|_| Errno::INVAL)?)?;
+            Ok(Outcome::default())
+        }),
+        ["give-ping", address] => {
+            ping_socket(address.parse()?).and_then(|socket| give(&socket)).map(|()| Outcome::default())
+        }
+        ["give-udp", address] => {
+            let address: SocketAddr = address.parse()?;
+            net::socket(family(address), SocketType::DGRAM, None)
+                .and_then(|socket| give(&socket))
+                .map(|()| Outcome::default())
+        }
+        ["take-send", address] => take().and_then(|socket| echo(&socket, address)).map(|()| Outcome::default()),
+        ["take-ping", address] => take().and_then(|socket| ping(&socket, address)),
         ["socket", family, kind, protocol] => make(family.parse()?, kind.parse()?, protocol.parse()?),
         ["bind", address, protocol] => bind(address.parse()?, protocol.parse()?),
         ["bound", source, address] => bound(source.parse()?, address.parse()?),
@@ -177,6 +199,44 @@ fn datagram(address: SocketAddr, connect: bool) -> Tried<Outcome> {
         net::sendto(&socket, b"x", SendFlags::empty(), &address)?;
     }
     Ok(Outcome::default())
+}
+
+/// Two at once, by one call.
+fn datagrams(address: SocketAddr) -> Tried<Outcome> {
+    let socket = net::socket(family(address), SocketType::DGRAM, None)?;
+    let address = net::SocketAddrAny::from(address);
+    let (bytes, other) = ([IoSlice::new(b"x")], [IoSlice::new(b"y")]);
+    let (mut none, mut nothing) = (SendAncillaryBuffer::default(), SendAncillaryBuffer::default());
+    let mut messages = [
+        net::MMsgHdr::new_with_addr(&address, &bytes, &mut none),
+        net::MMsgHdr::new_with_addr(&address, &other, &mut nothing),
+    ];
+    net::sendmmsg(&socket, &mut messages, SendFlags::empty()).map(|_| Outcome::default())
+}
+
+/// An echo request; the kernel fills in what is missing. To a UDP socket bytes like any others.
+const ECHO: &[u8] = &[8, 0, 0, 0, 0, 0, 0, 1];
+const ECHO_V6: &[u8] = &[128, 0, 0, 0, 0, 0, 0, 1];
+
+fn ping_socket(address: SocketAddr) -> Tried<OwnedFd> {
+    let protocol = if address.is_ipv4() { net::ipproto::ICMP } else { net::ipproto::ICMPV6 };
+    net::socket(family(address), SocketType::DGRAM, Some(protocol))
+}
+
+fn echo(socket: &OwnedFd, address: &str) -> Tried<()> {
+    let address: SocketAddr = address.parse().map_err(|_| Errno::INVAL)?;
+    let request = if address.is_ipv4() { ECHO } else { ECHO_V6 };
+    net::sendto(socket, request, SendFlags::empty(), &address).map(drop)
+}
+
+/// Waits for the reply, which comes from this host: the kernel does not say that an IPv6 echo request did not leave.
+fn ping(socket: &OwnedFd, address: &str) -> Tried<Outcome> {
+    echo(socket, address)?;
+    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&second))? {
+        0 => Err(Errno::TIMEDOUT),
+        _ => Ok(Outcome::default()),
+    }
 }
 
 fn make(family: u16, kind: u32, protocol: u32) -> Tried<Outcome> {

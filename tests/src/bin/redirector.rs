@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use end_to_end::kernel_support::{Front, protected};
-use gateway_daemon::redirect::{Guard, Kernel, RedirectSettings, cgroup::id_of};
+use gateway_daemon::redirect::{Egress, EgressSettings, Guard, Kernel, RedirectSettings, cgroup::id_of};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,6 +19,7 @@ fn main() -> Result<()> {
         allowed_cgroups: Vec::new(),
         agent_uids: Vec::new(),
         daemon_cgroup: id_of(daemon.as_ref())?,
+        egress: EgressSettings::default(),
     };
     let mut agents = Vec::new();
     for pair in rest.chunks(2) {
@@ -30,7 +31,7 @@ fn main() -> Result<()> {
     }
     let kernel = Kernel::start(&settings)?;
     for agent in agents {
-        kernel.enrol(agent)?;
+        kernel.enrol(agent, Egress::OPEN)?;
     }
     let _front = Front::start(&kernel)?;
     println!("ready");

@@ -17,6 +17,8 @@ fn program() -> PathBuf {
     own.ancestors().map(|folder| folder.join("connector")).find(|path| path.is_file()).unwrap_or_default()
 }
 
+const PREPARE: &str = "ip link set lo up && echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range && exec \"$@\"";
+
 /// See [`super::Field::connector`].
 pub struct Connector {
     command: Command,
@@ -41,10 +43,10 @@ impl Connector {
         self
     }
 
-    /// In a network namespace of its own, with its loopback device up.
+    /// In a network namespace of its own, with its loopback device up, where everybody may make ping sockets.
     pub fn in_network_namespace(self) -> Self {
         let mut command = Command::new("unshare");
-        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+        command.args(["--net", "sh", "-c", PREPARE, "sh"]);
         command.arg(self.command.get_program()).args(self.command.get_args()).stdin(Stdio::null());
         Self { command }
     }

@@ -1,4 +1,4 @@
-//! One connect through `io_uring`. The only unsafe code of the tests.
+//! One connect, or one datagram, through `io_uring`. The only unsafe code of the tests.
 
 use std::{
     io,
@@ -49,6 +49,27 @@ pub fn uring_connect(ring: &mut IoUring, worker: Worker, socket: impl AsFd, addr
         });
     // SAFETY: `raw` and the socket live until the completion below, and the queue holds this one entry.
     unsafe { ring.submission().push(&entry) }.map_err(|_| Errno::BUSY)?;
+    completed(ring)
+}
+
+/// Sends a datagram through a ring.
+///
+/// # Errors
+///
+/// The sending's error.
+#[expect(unsafe_code, reason = "the ring reads the address and the bytes from the caller's memory")]
+pub fn uring_send(ring: &mut IoUring, socket: impl AsFd, bytes: &[u8], address: SocketAddr) -> Result<(), Errno> {
+    let raw = RawAddress::from(address);
+    let (pointer, length) = raw.parts();
+    let socket = types::Fd(socket.as_fd().as_raw_fd());
+    let size = u32::try_from(bytes.len()).map_err(|_| Errno::MSGSIZE)?;
+    let entry = opcode::Send::new(socket, bytes.as_ptr(), size).dest_addr(pointer).dest_addr_len(length).build();
+    // SAFETY: as above, and so do the bytes.
+    unsafe { ring.submission().push(&entry) }.map_err(|_| Errno::BUSY)?;
+    completed(ring)
+}
+
+fn completed(ring: &mut IoUring) -> Result<(), Errno> {
     ring.submit_and_wait(1).map_err(failed)?;
     let completion = ring.completion().next().ok_or(Errno::IO)?;
     match completion.result() {

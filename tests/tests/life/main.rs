@@ -4,6 +4,7 @@
 mod configuration;
 mod disk;
 mod doctor;
+mod egress;
 mod kill;
 mod observe;
 mod pins;

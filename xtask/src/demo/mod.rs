@@ -174,6 +174,11 @@ fn ways_round(stage: &Stage, story: &mut Story) -> Result<()> {
     )?;
     let python = |program: &str| agent(&["/usr/bin/python3", "-c", program]);
     story.fails("The agent, by a VSOCK socket.", python(script::VSOCK), &["Error"])?;
+    story.fails(
+        "The agent, to a Redis that nobody declared: ports of databases are closed to it (egress = \"databases\").",
+        agent(&["psql", "-X", "-h", "127.0.0.1", "-p", "6379", "-d", DATABASE, "-c", "SELECT 1"]),
+        &["Operation not permitted"],
+    )?;
     story.fails("The agent, by UDP.", python(&script::udp(stage.postgres.port)), &["PermissionError"])?;
     story.fails(
         "The agent, for the password itself.",

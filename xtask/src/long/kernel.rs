@@ -17,13 +17,14 @@ use crate::{paths, setup, test};
 
 /// What needs the kernel and no servers: the programs with all that is tried against them, and the launcher with its
 /// namespaces, filters and terminals. The package's own tests beside the code of both as well.
-const TESTS: &str = "binary(redirect) + binary(redirect_identity) + binary(redirect_pins) + binary(launch) \
-                     + (package(gateway-daemon) & kind(lib) & test(/^(redirect|launch|accept)::/))";
+const TESTS: &str = "binary(redirect) + binary(redirect_egress) + binary(redirect_identity) + binary(redirect_pins) \
+                     + binary(launch) + (package(gateway-daemon) & kind(lib) & test(/^(redirect|launch|accept)::/))";
 /// The binaries of those tests, and the programs that they start from beside themselves.
-const BINARIES: [&str; 5] = [
+const BINARIES: [&str; 6] = [
     "gateway-daemon",
     "gateway-daemon::launch",
     "end-to-end::redirect",
+    "end-to-end::redirect_egress",
     "end-to-end::redirect_identity",
     "end-to-end::redirect_pins",
 ];

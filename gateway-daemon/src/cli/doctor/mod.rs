@@ -1,6 +1,8 @@
 //! `weir doctor`: what Weir needs of this host, what the daemon says of itself, and what an agent could reach around it.
 
 mod ports;
+mod postgres;
+mod reach;
 
 use std::{
     collections::BTreeSet,
@@ -15,9 +17,9 @@ use serde_json::{Value, json};
 
 use super::{ask_row, plain, print_json};
 use crate::{
-    config::Config,
+    config::{Config, EgressMode},
     control::Request,
-    daemon::sockets_open_to_agents,
+    daemon::{sockets_open_to_agents, unseen_of_closed},
     launch::{self, Apartness},
     redirect::{Check, Verdict, probe},
     show::line,
@@ -62,7 +64,7 @@ impl From<Check> for Finding {
     }
 }
 
-pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
+pub(super) fn doctor(path: &Path, json: bool, probe_listeners: bool) -> Result<ExitCode> {
     let mut findings = Vec::new();
     let config = Config::load(path);
     let (pins, port) = match &config {
@@ -81,7 +83,7 @@ pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
     findings.push(apartness());
     let daemon = about_daemon(path, &mut findings);
     if let Ok(config) = &config {
-        findings.extend(ports::findings(config, daemon));
+        findings.extend(ports::findings(config, daemon, probe_listeners));
     }
     show(&findings, json)?;
     let bad = findings.iter().any(|finding| matches!(finding.verdict, Level::Failed | Level::CannotTell));
@@ -103,6 +105,20 @@ fn about_config(config: &Config, findings: &mut Vec<Finding>) {
         let seen = "ONLY OBSERVES: what the policies deny is let pass";
         let mend = "when `weir policy suggest` has nothing more to propose: mode = \"enforce\", and restart the daemon";
         findings.push(finding(&format!("mode of {connection}"), Level::Warning, seen, mend));
+    }
+    for agent in &config.agents {
+        let name = format!("egress of {}", agent.name);
+        let seen = format!("{}, {} addresses allowed beside", agent.egress.mode.word(), agent.egress.allow.len());
+        findings.push(match agent.egress.mode {
+            EgressMode::Open => {
+                let mend = "leave `egress` out (`databases`), or set it to `closed`, unless all that is not declared is its own";
+                finding(&name, Level::Note, "open: it reaches what is not declared, databases too", mend)
+            }
+            EgressMode::Databases | EgressMode::Closed => finding(&name, Level::Ok, seen, ""),
+        });
+    }
+    if let Some(unseen) = unseen_of_closed(config) {
+        findings.push(finding("egress closed", Level::Note, unseen, "boot Linux 6.16 or later"));
     }
     for connection in &config.connections {
         let name = format!("sockets of {}", connection.name);

@@ -7,42 +7,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use super::{Finding, Level, finding};
+use super::{
+    Finding, Level, finding,
+    postgres::{self, Answer},
+    reach::Reach,
+};
 use crate::{
     config::Config,
     daemon::{own_addresses, protected_by},
-    redirect::Protected,
+    redirect::{PortKind, Protected, listed},
 };
-
-/// Ports at which a database or a container runtime is expected, whatever the process is called: it may be a proxy, or
-/// belong to another user.
-const SERVER_PORTS: [(u16, &str); 21] = [
-    (1433, "SQL Server"),
-    (1521, "Oracle"),
-    (2375, "Docker's API without TLS: whoever reaches it is root"),
-    (2376, "Docker's API: whoever it lets in is root"),
-    (2379, "etcd, which holds a Kubernetes cluster's secrets"),
-    (3306, "MySQL"),
-    (5432, "PostgreSQL"),
-    (5984, "CouchDB"),
-    (6379, "Redis"),
-    (6432, "PgBouncer, a way to PostgreSQL"),
-    (6443, "the Kubernetes API"),
-    (7687, "Neo4j"),
-    (8086, "InfluxDB"),
-    (8123, "ClickHouse over HTTP"),
-    (9042, "Cassandra"),
-    (9200, "Elasticsearch or OpenSearch"),
-    (10250, "kubelet, which runs commands in containers"),
-    (11211, "memcached"),
-    (26257, "CockroachDB"),
-    (27017, "MongoDB"),
-    (33060, "MySQL's X protocol"),
-];
 
 /// Names of processes that serve databases or containers, at whatever port; the kernel keeps 15 bytes of a name.
 const SERVER_PROCESSES: [(&str, &str); 21] = [
@@ -81,10 +59,11 @@ struct Listener {
 }
 
 /// Addresses at which a listener answers: the bits of a prefix that they have in common.
-type Way = (IpAddr, u8);
+pub(super) type Way = (IpAddr, u8);
 
-/// What the doctor says of ports; `daemon` is the daemon's process, if it serves.
-pub(super) fn findings(config: &Config, daemon: Option<u64>) -> Vec<Finding> {
+/// What the doctor says of ports; `daemon` is the daemon's process, if it serves. With `probe` what listens unprotected is
+/// asked whether it is PostgreSQL.
+pub(super) fn findings(config: &Config, daemon: Option<u64>, probe: bool) -> Vec<Finding> {
     let name = "ports";
     if let Some(pid) = daemon
         && is_elsewhere(pid)
@@ -95,7 +74,13 @@ pub(super) fn findings(config: &Config, daemon: Option<u64>) -> Vec<Finding> {
     match (listeners(Path::new("/proc/self/net")), protected_by(config)) {
         (Ok(listeners), Ok(protected)) => {
             let holders = holders(&listeners);
-            judge(config, &listeners, &holders, &protected)
+            let doors = doors(config, &listeners, &holders, &protected);
+            let reach = Reach::new(config);
+            let mut findings = judge(config, &doors, &reach);
+            if probe {
+                findings.extend(ask(&doors, &reach));
+            }
+            findings
         }
         (Err(error), _) => vec![finding(name, Level::CannotTell, error.to_string(), "see that /proc is mounted")],
         (_, Err(error)) => vec![finding(name, Level::CannotTell, error.to_string(), "mend the name's resolution")],
@@ -196,14 +181,17 @@ struct Door {
     open: BTreeSet<Way>,
 }
 
-fn judge(
+/// Doors by port and holder.
+type Doors<'a> = BTreeMap<(u16, Option<&'a str>), Door>;
+
+fn doors<'a>(
     config: &Config,
     listeners: &[Listener],
-    holders: &HashMap<u64, String>,
+    holders: &'a HashMap<u64, String>,
     protected: &[Protected],
-) -> Vec<Finding> {
+) -> Doors<'a> {
     let own = own_addresses();
-    let mut doors: BTreeMap<(u16, Option<&str>), Door> = BTreeMap::new();
+    let mut doors = Doors::new();
     // Weir's own port is kept for the daemon by the programs.
     for listener in listeners.iter().filter(|listener| listener.port != config.daemon.listener_port) {
         let holder = holders.get(&listener.inode).map(String::as_str);
@@ -215,14 +203,25 @@ fn judge(
             }
         }
     }
-    let (mut findings, mut closed, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    for ((port, holder), door) in doors {
-        let shown = format!("{port} ({})", holder.unwrap_or("whose is not told"));
+    doors
+}
+
+fn show_door(port: u16, holder: Option<&str>) -> String {
+    format!("{port} ({})", holder.unwrap_or("whose is not told"))
+}
+
+fn judge(config: &Config, doors: &Doors<'_>, reach: &Reach) -> Vec<Finding> {
+    let (mut findings, mut closed, mut kept, mut others) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (&(port, holder), door) in doors {
+        let shown = show_door(port, holder);
+        let whom = reach.who(port, &door.open);
         if door.open.is_empty() {
             let connections = door.means.iter().map(|number| connection_name(config, *number));
             closed.push(format!("{shown}: {}", connections.collect::<Vec<_>>().join(", ")));
+        } else if whom.is_nobody() {
+            kept.push(shown);
         } else if let Some(what) = server(port, holder) {
-            findings.push(open_server(port, &shown, what, &door));
+            findings.push(open_server(port, &shown, what, door, &whom.to_string()));
         } else {
             others.push(shown);
         }
@@ -231,26 +230,73 @@ fn judge(
         let mend = "close to agents what they must not reach: `[[protect]]`";
         findings.insert(0, finding("ports open", Level::Note, others.join(", "), mend));
     }
+    if !kept.is_empty() {
+        findings.insert(0, finding("ports kept by egress", Level::Ok, kept.join(", "), ""));
+    }
     let seen = if closed.is_empty() { "nothing on this host listens at one".to_owned() } else { closed.join("; ") };
     findings.insert(0, finding("ports protected", Level::Ok, seen, ""));
     findings
 }
 
-fn open_server(port: u16, shown: &str, what: &str, door: &Door) -> Finding {
+fn open_server(port: u16, shown: &str, what: &str, door: &Door, whom: &str) -> Finding {
     let places: Vec<String> = door.open.iter().map(|way| show_way(*way)).collect();
-    let seen = format!("{shown}: {what}. Open to agents around Weir at {}", places.join(", "));
-    let mend = if door.means.is_empty() {
+    let seen = format!("{shown}: {what}. Open to {whom} around Weir at {}", places.join(", "));
+    finding(&format!("port {port}"), Level::Failed, seen, mend(door))
+}
+
+fn mend(door: &Door) -> &'static str {
+    if door.means.is_empty() {
         "declare it as a `[[connection]]`, put it in `[[protect]]`, or stop it"
     } else {
         "add these addresses to the connection's `targets` or to `[[protect]]`, or let it listen at fewer"
-    };
-    finding(&format!("port {port}"), Level::Failed, seen, mend)
+    }
+}
+
+/// Names what answers as PostgreSQL does and is not protected. What is protected is not asked: the kernel would refuse it,
+/// and put it on the record.
+fn ask(doors: &Doors<'_>, reach: &Reach) -> Vec<Finding> {
+    let asked: Vec<_> =
+        doors.iter().filter_map(|(&(port, holder), door)| Some((port, holder, door, one_of(&door.open)?))).collect();
+    let addresses: Vec<SocketAddr> =
+        asked.iter().map(|&(port, _, _, address)| SocketAddr::new(address, port)).collect();
+    let mut findings = Vec::new();
+    for ((port, holder, door, _), (address, answer)) in
+        asked.iter().zip(addresses.iter().zip(postgres::ask_all(&addresses)))
+    {
+        let letter = match answer {
+            Answer::WithTls => "S: with TLS",
+            Answer::WithoutTls => "N: without TLS",
+            Answer::Other => continue,
+        };
+        let whom = reach.who(*port, &door.open);
+        let open = if whom.is_nobody() {
+            "Egress refuses it to every agent".to_owned()
+        } else {
+            format!("Open to {whom} around Weir")
+        };
+        let seen = format!("{}: answers as PostgreSQL does ({letter}). {open}", show_door(*port, *holder));
+        let level = if whom.is_nobody() { Level::Note } else { Level::Failed };
+        findings.push(finding(&format!("PostgreSQL at {address}"), level, seen, mend(door)));
+    }
+    let seen =
+        format!("{} addresses asked, {} answer as PostgreSQL does and are not declared", asked.len(), findings.len());
+    findings.insert(0, finding("probe", Level::Ok, seen, ""));
+    findings
+}
+
+/// An address to ask at: best one that needs no link's name beside it.
+fn one_of(ways: &BTreeSet<Way>) -> Option<IpAddr> {
+    let needs_link = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let address = |&(address, prefix): &Way| if prefix == bits(address) { address } else { loopback };
+    ways.iter().map(address).min_by_key(needs_link)
 }
 
 /// What is known to serve at a port, or under a name.
 fn server(port: u16, holder: Option<&str>) -> Option<&'static str> {
     let by_name = SERVER_PROCESSES.iter().find(|(name, _)| holder == Some(*name)).map(|(_, what)| *what);
-    by_name.or_else(|| SERVER_PORTS.iter().find(|(known, _)| *known == port).map(|(_, what)| *what))
+    // A way to other ports is no server of data.
+    by_name.or_else(|| listed(port).filter(|ports| ports.kind != PortKind::Tunnel).map(|ports| ports.what))
 }
 
 fn connection_name(config: &Config, number: Option<u32>) -> &str {
@@ -363,11 +409,20 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_is_asked_at_an_address_that_needs_no_link() {
+        let way = |text: &str, prefix| (text.parse::<IpAddr>().unwrap(), prefix);
+        let asked = |ways: &[Way]| one_of(&ways.iter().copied().collect()).map(|address| address.to_string());
+        assert_eq!(asked(&[]), None);
+        assert_eq!(asked(&[way("fe80::1", 128), way("fd00::1", 128)]).as_deref(), Some("fd00::1"));
+        assert_eq!(asked(&[way("127.0.0.0", 8)]).as_deref(), Some("127.0.0.1"));
+    }
+
+    #[test]
     fn servers_are_known_by_name_before_port() {
         assert_eq!(server(15_000, Some("mysqld")), Some("MySQL"));
         assert_eq!(server(5432, Some("mariadbd")), Some("MariaDB"));
-        assert_eq!(server(5432, Some("socat")), Some("PostgreSQL"));
-        assert_eq!(server(5432, None), Some("PostgreSQL"));
+        assert!(server(5432, Some("socat")).is_some_and(|what| what.starts_with("PostgreSQL")));
+        assert!(server(5432, None).is_some_and(|what| what.starts_with("PostgreSQL")));
         assert_eq!(server(22, Some("sshd")), None);
         assert!(SERVER_PROCESSES.iter().all(|(name, _)| name.len() <= 15), "longer names are cut by the kernel");
     }

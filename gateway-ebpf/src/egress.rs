@@ -1,0 +1,62 @@
+//! What an agent may reach beside protected addresses: everything, everything but listed ports, or what is allowed to
+//! it.
+
+use aya_ebpf::{bindings::bpf_sock_addr, btf_maps::lpm_trie::Key};
+use gateway_common::{Destination, EGRESS_TARGET_HEAD_BITS, EgressMode, EgressTarget, Reason};
+
+use crate::{
+    context::{Family, load},
+    maps::{EGRESS, EGRESS_ALLOWED, config},
+    target, task,
+};
+
+const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_ICMPV6: u32 = 58;
+
+/// Judges a call on an address that is not protected. Costs nobody a look-up while the port isn't listed and no agent is
+/// closed.
+#[inline(always)]
+pub fn check(call: *mut bpf_sock_addr, family: Family, asked: &Destination, listed: bool) -> Result<(), Reason> {
+    if !listed && !is_any_closed() {
+        return Ok(());
+    }
+    let Some(agent) = task::agent_in_reach()? else { return Ok(()) };
+    let address = target::meant(call, family, &asked.address);
+    match load!((*call).protocol) {
+        // What stands in the place of its port means nothing.
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => judge(agent, address, None, false),
+        _ => judge(agent, address, Some(asked.port), listed),
+    }
+}
+
+/// Whether some agent's egress is closed; no configuration counts as yes.
+#[inline(always)]
+pub fn is_any_closed() -> bool {
+    config().is_none_or(|config| config.closed != 0)
+}
+
+/// Judges by an agent's rule. No address is one that only routing knows.
+#[inline(always)]
+pub fn judge(agent: u64, address: Option<[u32; 4]>, port: Option<u32>, listed: bool) -> Result<(), Reason> {
+    // SAFETY: copied at once.
+    let rule = unsafe { EGRESS.get(agent) }.copied();
+    let reason = match rule.and_then(|rule| EgressMode::from_wire(rule.mode)) {
+        Some(EgressMode::Open) => return Ok(()),
+        Some(EgressMode::Databases) if !listed => return Ok(()),
+        Some(EgressMode::Databases) => Reason::PortListed,
+        Some(EgressMode::Closed) | None => Reason::NotAllowed,
+    };
+    let (Some(rule), Some(address)) = (rule, address) else { return Err(reason) };
+    if is_allowed(EgressTarget { agent: rule.agent, port: 0, address }) {
+        return Ok(());
+    }
+    match port {
+        Some(port) if port != 0 && is_allowed(EgressTarget { agent: rule.agent, port, address }) => Ok(()),
+        _ => Err(reason),
+    }
+}
+
+#[inline(always)]
+fn is_allowed(target: EgressTarget) -> bool {
+    EGRESS_ALLOWED.get(&Key::new(EGRESS_TARGET_HEAD_BITS + 128, target)).is_some_and(|allowed| *allowed == 1)
+}
