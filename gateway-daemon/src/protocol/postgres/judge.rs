@@ -349,7 +349,7 @@ mod tests {
             ("ALTER ROLE weir PASSWORD 'x'", true),
             ("ALTER ROLE CURRENT_USER PASSWORD 'x'", true),
             ("SET client_encoding = 'UTF8'", false),
-            ("SET some.thing = 'x'", false),
+            ("SET app.thing = 'x'", false),
             ("SET wal_level = 'x'", false),
             ("ALTER ROLE other PASSWORD 'x'", false),
             ("PREPARE TRANSACTION 'x'", false),
