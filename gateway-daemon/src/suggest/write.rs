@@ -339,7 +339,10 @@ impl fmt::Display for Suggestions {
                 Grain::Table => "for the tables and functions that were named, whole",
                 Grain::Schema => "for whole schemas (--by schema): wider than what was seen",
             };
-            writeln!(f, "// Proposed by `weir policy suggest`, {width}. Read each permit before you put it in force:")?;
+            writeln!(
+                f,
+                "// Proposed by `weir policy suggest`, {width}.\n// Read each permit before you put it in force:"
+            )?;
             writeln!(f, "// that an agent asked for something does not mean that it should have it.")?;
             writeln!(
                 f,

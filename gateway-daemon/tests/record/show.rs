@@ -132,7 +132,22 @@ fn what_was_denied_and_let_pass_is_shown_as_such() {
     page.finish().unwrap();
     let (started, ended) = (Time(1_795_459_985_000_000), Some(Time(1_795_459_986_500_000)));
     let table = sessions(&[SessionSummary { start, started, end: Some(end), ended }]);
-    insta::assert_snapshot!(format!("{}\n{}\n{table}", text(log_out), text(page_out)));
+    let (log, page) = (text(log_out), text(page_out));
+    let denied = "DELETE FROM customers  [read-only] LET PASS, though denied: nothing permits it";
+    for (shown, promised) in [
+        (&log, "; DENIALS ARE LET PASS (mode = observe)".to_owned()),
+        (&log, format!("OBSERVE  {denied}  2 rows, 200 bytes, 1.2 ms\n")),
+        (&log, format!("OBSERVE  {denied}\n")),
+        (&log, "DENY     ALTER ROLE".to_owned()),
+        (&log, "1 requests, 1 refused, 1 rows, 1 bytes, 2 DENIED AND LET PASS".to_owned()),
+        (&page, "OBSERVE: what the policies deny is let pass".to_owned()),
+        (&page, "query  LET PASS, though DENIED by read-only".to_owned()),
+        (&page, "parse  LET PASS, though DENIED by read-only".to_owned()),
+        (&page, "query  DENIED by read-only".to_owned()),
+        (&table, "LET PASS".to_owned()),
+    ] {
+        assert!(shown.contains(&promised), "`{promised}` is not in\n{shown}");
+    }
 }
 
 #[test]

@@ -139,9 +139,9 @@ fn that_a_connection_only_observes_is_said_everywhere() -> Result<()> {
     let shown = weir.weir(["log", "--decision", "observed"])?.succeeded()?;
     let line = shown.lines().find(|line| line.contains("count(*)")).context("not in the log")?;
     assert!(line.contains("OBSERVE") && line.contains("LET PASS, though denied") && line.contains("1 rows"), "{line}");
-    for (decision, is_there) in [("deny", false), ("allow", false)] {
+    for decision in ["deny", "allow"] {
         let shown = weir.weir(["log", "--decision", decision])?.succeeded()?;
-        assert_eq!(shown.contains("count(*)"), is_there, "{decision}: {shown}");
+        assert!(!shown.contains("count(*)"), "{decision}: {shown}");
     }
     let sessions = weir.weir(["sessions"])?.succeeded()?;
     assert!(sessions.contains("LET PASS"), "{sessions}");

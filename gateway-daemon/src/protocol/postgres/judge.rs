@@ -338,7 +338,7 @@ mod tests {
             ("UPDATE pg_settings SET setting = 'off' WHERE name = 'standard_conforming_strings'", true),
             ("SELECT set_config('search_path', current_user, false)", true),
             ("SET client_encoding = 'UTF8'", false),
-            ("SET some.thing = 'x'", false),
+            ("SET app.thing = 'x'", false),
             ("SET wal_level = 'x'", false),
             ("ALTER ROLE other PASSWORD 'x'", false),
             ("PREPARE TRANSACTION 'x'", false),
