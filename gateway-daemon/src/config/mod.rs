@@ -11,6 +11,7 @@ mod error;
 mod host;
 mod network;
 mod raw;
+mod servers;
 #[cfg(test)]
 mod tests;
 
