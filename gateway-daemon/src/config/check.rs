@@ -11,7 +11,7 @@ use toml::Spanned;
 
 use super::{
     Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Egress, EgressAllow, EgressMode, Fault, Guard,
-    Host, Issuer, Limits, Mode, Protect, SessionAttributes, Store, UpstreamTls, host, raw,
+    Issuer, Limits, Mode, Protect, Store, UpstreamTls, raw,
 };
 
 /// The algorithms that a token may be signed with: asymmetric ones alone.
@@ -62,7 +62,7 @@ fn plainly(message: &str) -> String {
     if expected.is_empty() { message.to_owned() } else { format!("{said}expected {expected}") }
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     text: &'a str,
     /// The names of all, for those who refer to one.
     issuers: HashSet<String>,
@@ -70,7 +70,7 @@ struct Checker<'a> {
 }
 
 /// Where a table stands, for its faults.
-struct Place {
+pub(super) struct Place {
     line: usize,
     table: String,
 }
@@ -82,7 +82,7 @@ impl Place {
 }
 
 impl Checker<'_> {
-    fn fault(&mut self, place: &Place, key: &str, message: impl Into<String>) {
+    pub(super) fn fault(&mut self, place: &Place, key: &str, message: impl Into<String>) {
         let line = line_of_key(self.text, place, key).unwrap_or(place.line);
         let key = if key.is_empty() { place.table.clone() } else { format!("{}.{key}", place.table) };
         self.faults.push(Fault { line, key, message: message.into() });
@@ -328,91 +328,6 @@ impl Checker<'_> {
         })
     }
 
-    fn hosts(&mut self, place: &Place, one: Option<String>, several: &[String], port: Option<u16>) -> Vec<Host> {
-        if port == Some(0) {
-            self.fault(place, "port", "0 is no port");
-        }
-        let port = port.unwrap_or(5432);
-        match (one, several) {
-            (Some(name), []) => {
-                if !host::is_name(&name) {
-                    self.fault(place, "host", "must be a host name or an address; Unix sockets go to `unix_sockets`");
-                }
-                vec![Host { name, port }]
-            }
-            (None, [_, ..]) => {
-                let parsed = several.iter().filter_map(|text| match Host::parse(text, port) {
-                    Ok(host) => Some(host),
-                    Err(fault) => {
-                        self.fault(place, "hosts", fault);
-                        None
-                    }
-                });
-                parsed.collect()
-            }
-            (None, []) => {
-                self.fault(place, "", "names no server; set `host`, or `hosts` to several");
-                Vec::new()
-            }
-            (Some(_), [_, ..]) => {
-                self.fault(place, "host", "stands beside `hosts`; put all servers into `hosts`");
-                Vec::new()
-            }
-        }
-    }
-
-    fn attributes(&mut self, place: &Place, text: Option<&str>) -> SessionAttributes {
-        match text {
-            None | Some("any") => SessionAttributes::Any,
-            Some("read-write") => SessionAttributes::ReadWrite,
-            Some("read-only") => SessionAttributes::ReadOnly,
-            Some("primary") => SessionAttributes::Primary,
-            Some("standby") => SessionAttributes::Standby,
-            Some("prefer-standby") => SessionAttributes::PreferStandby,
-            Some(other) => {
-                let known = "`any`, `read-write`, `read-only`, `primary`, `standby` or `prefer-standby`";
-                self.fault(place, "target_session_attrs", format!("`{}`: use {known}", other.escape_debug()));
-                SessionAttributes::Any
-            }
-        }
-    }
-
-    fn client_certificate(
-        &mut self,
-        place: &Place,
-        certificate: Option<PathBuf>,
-        key: Option<PathBuf>,
-        tls: UpstreamTls,
-    ) -> Option<(PathBuf, PathBuf)> {
-        let pair = match (certificate, key) {
-            (None, None) => return None,
-            (Some(certificate), Some(key)) => (certificate, key),
-            (Some(lone), None) => {
-                self.fault(
-                    place,
-                    "client_cert_file",
-                    "stands without `client_key_file`; name the certificate's key too",
-                );
-                (lone.clone(), lone)
-            }
-            (None, Some(lone)) => {
-                self.fault(
-                    place,
-                    "client_key_file",
-                    "stands without `client_cert_file`; name the key's certificate too",
-                );
-                (lone.clone(), lone)
-            }
-        };
-        if tls == UpstreamTls::Disable {
-            self.fault(place, "client_cert_file", "is never shown with `tls = \"disable\"`; leave one of the two out");
-        }
-        Some((
-            self.absolute(place, "client_cert_file", Some(pair.0), ""),
-            self.absolute(place, "client_key_file", Some(pair.1), ""),
-        ))
-    }
-
     fn protect(&mut self, raw: Spanned<raw::Protect>) -> Option<Protect> {
         let place = self.place("protect", &raw.get_ref().address, &raw);
         let raw = raw.into_inner();
@@ -540,7 +455,7 @@ impl Checker<'_> {
         path
     }
 
-    fn absolute(&mut self, place: &Place, key: &str, path: Option<PathBuf>, default: &str) -> PathBuf {
+    pub(super) fn absolute(&mut self, place: &Place, key: &str, path: Option<PathBuf>, default: &str) -> PathBuf {
         let path = path.unwrap_or_else(|| default.into());
         if !path.is_absolute() {
             self.fault(place, key, format!("`{}` must be an absolute path", path.display()));

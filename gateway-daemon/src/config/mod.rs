@@ -12,6 +12,7 @@ mod error;
 mod host;
 mod network;
 mod raw;
+mod servers;
 #[cfg(test)]
 mod tests;
 

@@ -45,6 +45,7 @@ mod often;
 mod parts;
 mod refusals;
 mod runs;
+mod servers;
 mod sockets;
 mod targets;
 mod verbs;

@@ -2,33 +2,27 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use aws_lc_rs::{hmac, rand};
 use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::{
-    config::{Connection, Guard, UpstreamTls as TlsConfig},
+    config::Guard,
     control::BindError,
     identity::{
         issuer::{IssuerSettings, SettingsError},
         token::{Algorithm, TokenSettings},
     },
-    policy::{Lifts, Mode},
     protocol::postgres::{
         cancels::Cancels,
-        catalogs::Catalogs,
         machine::MachineLimits,
-        reserved::IdentityParameters,
-        serve::Server,
         tls::{DeclaredNames, ServerNameEntry, bundle},
-        upstream::{
-            ChannelBinding, ClientCertificate, Roots, TlsMode, TlsSettingsError, UpstreamSettings, UpstreamTls,
-        },
+        upstream::{ClientCertificate, TlsSettingsError},
     },
     record::StoreSettings,
     redirect::{Protected, RedirectSettings, UidRange},
-    secret::{CredentialSource, SecretRef},
+    secret::SecretRef,
     sql::{CacheLimits, ReadLimits, ReadingCache},
 };
 
@@ -150,7 +144,7 @@ pub(super) async fn assemble(
     // What an earlier daemon protected may carry the index of another connection: gone before anyone is listened to.
     kernel.set_protected(&protected)?;
     forget_ended_runs(&cgroups, &kernel)?;
-    let targets = config.connections.iter().map(target).collect::<Result<Vec<_>, _>>()?;
+    let targets = config.connections.iter().map(servers::target).collect::<Result<Vec<_>, _>>()?;
     let sessions = Sessions::new(config.limits.connections, config.limits.connections_per_agent);
     let front = Arc::new(Front {
         recorder: recorder.clone(),
@@ -419,65 +413,6 @@ fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel) -> Result<(), StartE
     Ok(())
 }
 
-fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
-    let roots = match &connection.ca_file {
-        Some(file) => Roots::File(file.clone()),
-        None => Roots::System,
-    };
-    let mode = match connection.tls {
-        TlsConfig::Disable => TlsMode::Disable,
-        TlsConfig::Require => TlsMode::Require,
-        TlsConfig::VerifyCa => TlsMode::VerifyCa,
-        TlsConfig::VerifyFull => TlsMode::VerifyFull,
-    };
-    let client = connection.client_certificate.clone();
-    let client = client.map(|(certificate, key)| Arc::new(ClientCertificate::new(certificate, key)));
-    let tls = UpstreamTls::with_client(mode, &roots, client);
-    let tls = tls.map_err(|source| StartError::Tls { name: connection.name.clone(), source })?;
-    let channel_binding =
-        if connection.require_channel_binding { ChannelBinding::Require } else { ChannelBinding::Prefer };
-    let upstream = UpstreamSettings {
-        connection: connection.name.as_str().into(),
-        host: "".into(),
-        tls,
-        channel_binding,
-        user: connection.user.as_str().into(),
-        credential: connection.password.clone().map(|password| Arc::new(CredentialSource::new(password))),
-        spoken: Arc::default(),
-        // Where there is another server, one that is silent is not waited for.
-        tcp_deadline: if connection.hosts.len() > 1 { TCP_DEADLINE_AMONG_SEVERAL } else { LOGIN_DEADLINE },
-        deadline: LOGIN_DEADLINE,
-    };
-    let server = |host: &config::Host| {
-        let settings = UpstreamSettings { host: host.name.as_str().into(), spoken: Arc::default(), ..upstream.clone() };
-        Arc::new(Server { port: host.port, settings })
-    };
-    Ok(Arc::new(Target {
-        name: connection.name.as_str().into(),
-        servers: connection.hosts.iter().map(server).collect(),
-        attributes: connection.attributes,
-        user: connection.user.as_str().into(),
-        identity_parameters: if connection.identity_parameters {
-            IdentityParameters::Set
-        } else {
-            IdentityParameters::Unset
-        },
-        database: connection.database.clone(),
-        accept_users: connection.accept_users.clone(),
-        mode: policy_mode(connection),
-        catalogs: Catalogs::default(),
-        withheld: ArcSwapOption::empty(),
-    }))
-}
-
-/// Denials of `unknown` are lifted on connections without masks, and there are none with any.
-const fn policy_mode(connection: &config::Connection) -> Mode {
-    match connection.mode {
-        config::Mode::Enforce => Mode::Enforce,
-        config::Mode::Observe => Mode::Observe(Lifts::Everything),
-    }
-}
-
 const fn read_limits(limits: &config::Limits) -> ReadLimits {
     ReadLimits { nesting: limits.statement_nesting, tokens: limits.statement_tokens }
 }
@@ -515,11 +450,6 @@ fn secrets_key(path: &Path) -> Result<hmac::Key, StartError> {
 }
 
 const KEY_BYTES: usize = 32;
-
-/// For all of a login upstream.
-const LOGIN_DEADLINE: Duration = Duration::from_secs(15);
-/// For the TCP connection to one of several servers.
-const TCP_DEADLINE_AMONG_SEVERAL: Duration = Duration::from_secs(4);
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
     let file = |source| StartError::File { path: path.to_owned(), source };

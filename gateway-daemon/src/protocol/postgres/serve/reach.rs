@@ -103,8 +103,7 @@ impl Server {
         if wish == SessionAttributes::Any {
             return Ok(upstream);
         }
-        let own_read_only = parameters.settings.iter().any(|(name, _)| name == "default_transaction_read_only");
-        let kind = kind_of(&mut upstream, own_read_only).await;
+        let kind = kind_of(&mut upstream, parameters).await;
         let kind =
             kind.map_err(|failure| ServerFault::Upstream(Box::new(self.settings.error(upstream.address, failure))))?;
         let Some(why) = wish.misfit(kind) else { return Ok(upstream) };

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    Upstream,
+    StartupParameters, Upstream,
     error::Failure,
     query::{RowLimits, simple_query_rows},
 };
@@ -66,19 +66,20 @@ impl SessionAttributes {
     }
 }
 
-/// What the server of a fresh session is. Since PostgreSQL 14 it has said so by itself. `own_read_only` when the session
-/// itself asked for read-only transactions: then its word on them is not the server's.
+/// What the server of a fresh session is that was started with `asked`. Since PostgreSQL 14 it has said so by itself. A
+/// session that asked for read-only transactions says nothing about the server's.
 ///
 /// # Errors
 /// The server could not be asked.
-pub async fn kind_of(upstream: &mut Upstream, own_read_only: bool) -> Result<ServerKind, Failure> {
+pub async fn kind_of(upstream: &mut Upstream, asked: &StartupParameters) -> Result<ServerKind, Failure> {
+    let own_read_only = asked.settings.iter().any(|(name, _)| name == "default_transaction_read_only");
     let parameters = &upstream.greeting.parameters;
     let told = |name: &str| parameters.get(name).map(|value| value == "on");
     let (standby, read_only) = match (told("in_hot_standby"), told("default_transaction_read_only")) {
         (Some(standby), Some(read_only)) => (standby, read_only),
         (_, _) => {
-            let asked = "SHOW transaction_read_only; SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text";
-            let rows = simple_query_rows(upstream, asked, &LIMITS).await?;
+            let sql = "SHOW transaction_read_only; SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text";
+            let rows = simple_query_rows(upstream, sql, &LIMITS).await?;
             let said = |row: usize, word: &str| rows.get(row).and_then(|row| row.first()?.as_deref()) == Some(word);
             (said(1, "true"), said(0, "on"))
         }

@@ -1,0 +1,102 @@
+//! A connection's servers, which of them is wanted, and the certificate that they are shown: checked.
+
+use std::path::PathBuf;
+
+use super::{
+    Host, SessionAttributes, UpstreamTls,
+    check::{Checker, Place},
+    host,
+};
+
+impl Checker<'_> {
+    pub(super) fn hosts(
+        &mut self,
+        place: &Place,
+        one: Option<String>,
+        several: &[String],
+        port: Option<u16>,
+    ) -> Vec<Host> {
+        if port == Some(0) {
+            self.fault(place, "port", "0 is no port");
+        }
+        let port = port.unwrap_or(5432);
+        match (one, several) {
+            (Some(name), []) => {
+                if !host::is_name(&name) {
+                    self.fault(place, "host", "must be a host name or an address; Unix sockets go to `unix_sockets`");
+                }
+                vec![Host { name, port }]
+            }
+            (None, [_, ..]) => {
+                let parsed = several.iter().filter_map(|text| match Host::parse(text, port) {
+                    Ok(host) => Some(host),
+                    Err(fault) => {
+                        self.fault(place, "hosts", fault);
+                        None
+                    }
+                });
+                parsed.collect()
+            }
+            (None, []) => {
+                self.fault(place, "", "names no server; set `host`, or `hosts` to several");
+                Vec::new()
+            }
+            (Some(_), [_, ..]) => {
+                self.fault(place, "host", "stands beside `hosts`; put all servers into `hosts`");
+                Vec::new()
+            }
+        }
+    }
+
+    pub(super) fn attributes(&mut self, place: &Place, text: Option<&str>) -> SessionAttributes {
+        match text {
+            None | Some("any") => SessionAttributes::Any,
+            Some("read-write") => SessionAttributes::ReadWrite,
+            Some("read-only") => SessionAttributes::ReadOnly,
+            Some("primary") => SessionAttributes::Primary,
+            Some("standby") => SessionAttributes::Standby,
+            Some("prefer-standby") => SessionAttributes::PreferStandby,
+            Some(other) => {
+                let known = "`any`, `read-write`, `read-only`, `primary`, `standby` or `prefer-standby`";
+                self.fault(place, "target_session_attrs", format!("`{}`: use {known}", other.escape_debug()));
+                SessionAttributes::Any
+            }
+        }
+    }
+
+    pub(super) fn client_certificate(
+        &mut self,
+        place: &Place,
+        certificate: Option<PathBuf>,
+        key: Option<PathBuf>,
+        tls: UpstreamTls,
+    ) -> Option<(PathBuf, PathBuf)> {
+        let pair = match (certificate, key) {
+            (None, None) => return None,
+            (Some(certificate), Some(key)) => (certificate, key),
+            (Some(lone), None) => {
+                self.fault(
+                    place,
+                    "client_cert_file",
+                    "stands without `client_key_file`; name the certificate's key too",
+                );
+                (lone.clone(), lone)
+            }
+            (None, Some(lone)) => {
+                self.fault(
+                    place,
+                    "client_key_file",
+                    "stands without `client_cert_file`; name the key's certificate too",
+                );
+                (lone.clone(), lone)
+            }
+        };
+        if tls == UpstreamTls::Disable {
+            self.fault(place, "client_cert_file", "is never shown with `tls = \"disable\"`; leave one of the two out");
+        }
+        Some((
+            self.absolute(place, "client_cert_file", Some(pair.0), ""),
+            self.absolute(place, "client_key_file", Some(pair.1), ""),
+        ))
+    }
+}
