@@ -109,8 +109,28 @@ pub const PORT_LISTENER: u32 = 2;
 /// A bit in [`maps::PORTS`]: databases, containers, clusters or tunnels are expected at this port.
 pub const PORT_LISTED: u32 = 4;
 
-/// The name of the programs' constant that is 1 where the kernel lets programs on packets ask for the calling task.
-pub const PACKETS_KNOW_TASK: &str = "PACKETS_KNOW_TASK";
+/// The name of the programs' constant that says how programs on packets find the calling task: a [`TaskFrom`].
+pub const TASK_FROM: &str = "TASK_FROM";
+/// The name of the programs' constant that is a [`TaskLayout`].
+pub const TASK_LAYOUT: &str = "TASK_LAYOUT";
+
+/// Where the kernel's structures have what leads from a task to its cgroups: offsets in bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TaskLayout {
+    /// `task_struct.cgroups`.
+    pub sets: u32,
+    /// `css_set.dfl_cgrp`.
+    pub cgroup: u32,
+    /// `cgroup.level`.
+    pub level: u32,
+    /// `cgroup.ancestors`, from the root on.
+    pub ancestors: u32,
+    /// `cgroup.kn`.
+    pub node: u32,
+    /// `kernfs_node.id`.
+    pub id: u32,
+}
 
 /// An address and port. The port comes first, so that it is the head of the key in [`maps::TARGETS`].
 #[repr(C)]
@@ -269,6 +289,18 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// How programs on packets find the calling task.
+    TaskFrom {
+        /// Not at all.
+        Nothing = 0,
+        /// They may ask for it, as others may (Linux 6.16).
+        Helper = 1,
+        /// By the kernel's own structures.
+        Memory = 2,
+    }
+}
+
+wire_enum! {
     /// What a cgroup in [`maps::CGROUPS`] is. An agent's wins over the others, wherever it lies.
     CgroupKind {
         /// An enrolled agent's: redirected.
@@ -346,6 +378,8 @@ const _: () = {
     assert!(size_of::<EgressTarget>() == 24 && align_of::<EgressTarget>() == 4);
     assert!(offset_of!(EgressTarget, port) == 4 && offset_of!(EgressTarget, address) == 8);
 
+    assert!(size_of::<TaskLayout>() == 24 && align_of::<TaskLayout>() == 4);
+
     assert!(size_of::<KernelEvent>() == 72 && align_of::<KernelEvent>() == 8);
     assert!(offset_of!(KernelEvent, destination) == 8 && offset_of!(KernelEvent, operation) == 28);
     assert!(offset_of!(KernelEvent, reason) == 32 && offset_of!(KernelEvent, pid) == 36);
@@ -357,7 +391,7 @@ const _: () = {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya's Pod is an unsafe trait")]
 mod pod {
-    use super::{Config, Destination, Egress, EgressTarget, Flow, Note};
+    use super::{Config, Destination, Egress, EgressTarget, Flow, Note, TaskLayout};
 
     // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is a value.
     unsafe impl aya::Pod for Destination {}
@@ -371,4 +405,6 @@ mod pod {
     unsafe impl aya::Pod for Egress {}
     // SAFETY: as above.
     unsafe impl aya::Pod for EgressTarget {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for TaskLayout {}
 }

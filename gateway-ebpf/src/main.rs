@@ -24,6 +24,7 @@ mod egress;
 mod event;
 mod getpeername;
 mod maps;
+mod memory;
 mod note;
 mod packets;
 mod sendmsg;

@@ -2,9 +2,9 @@
 //! and pass every other program by; and a packet that names hops of its own goes elsewhere than its socket's address.
 //!
 //! Runs for every packet of the host, so nearly all leave after two bytes of their header. Packets of ping sockets leave
-//! in the call that sends them: there the calling task is judged, since the socket may have been made by anybody. Where
-//! the kernel has no such question for these programs (before Linux 6.16), and for TCP, which sends again by a timer, the
-//! cgroup in which the socket was made is judged as well.
+//! in the call that sends them: there the calling task is judged, since the socket may have been made by anybody. The
+//! cgroup in which the socket was made is judged as well: for TCP, which sends again by a timer, and for a kernel in which
+//! the task cannot be found.
 
 use core::ptr::addr_of;
 
@@ -17,12 +17,13 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use gateway_common::{Destination, MAPPED, Reason};
+use gateway_common::{Destination, MAPPED, Reason, TaskFrom};
 
 use crate::{
     context::load,
     egress,
     event::{self, SocketKind},
+    memory::TaskCgroup,
     task,
 };
 
@@ -35,10 +36,10 @@ const IPPROTO_UDPLITE: u8 = 136;
 /// The shortest header of IPv4; that of IPv6 is longer.
 const SHORTEST_HEADER: usize = 20;
 
-/// 1 where the kernel lets this kind of program ask for the calling task; the daemon finds that out before it loads it. A
-/// constant to the verifier, which does not look at what cannot be reached.
+/// How the calling task is found; the daemon finds that out before it loads the program. A constant to the verifier, which
+/// does not look at what cannot be reached.
 #[unsafe(no_mangle)]
-static PACKETS_KNOW_TASK: u32 = 0;
+static TASK_FROM: u32 = 0;
 
 #[cgroup_skb(egress)]
 pub fn packets(ctx: SkBuffContext) -> i32 {
@@ -67,16 +68,22 @@ pub fn packets(ctx: SkBuffContext) -> i32 {
         return 1;
     };
     let Some(address) = header.destination(&ctx) else { return 0 };
-    let by_task = if knows_task() {
+    let from = task_from();
+    let by_task = match from {
         // SAFETY: a helper without pointers.
-        judge(&reason, &address, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
-    } else {
-        Ok(())
+        Some(TaskFrom::Helper) => {
+            judge(&reason, &address, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
+        }
+        Some(TaskFrom::Memory) => match TaskCgroup::current() {
+            Some(cgroup) => judge(&reason, &address, |level| cgroup.ancestor(level)),
+            None => return 0,
+        },
+        Some(TaskFrom::Nothing) | None => Ok(()),
     };
     // SAFETY: the helper takes the context of this program.
     let by_socket = || judge(&reason, &address, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
     let Err((agent, reason)) = by_task.and_then(|()| by_socket()) else { return 1 };
-    event::refused_packet(agent, reason, &Destination { port: 0, address }, &kind, knows_task());
+    event::refused_packet(agent, reason, &Destination { port: 0, address }, &kind, from == Some(TaskFrom::Helper));
     0
 }
 
@@ -103,9 +110,9 @@ fn judge(judged: &Judged, address: &[u32; 4], id_at: impl Fn(i32) -> u64) -> Res
 }
 
 #[inline(always)]
-fn knows_task() -> bool {
+fn task_from() -> Option<TaskFrom> {
     // SAFETY: a constant; volatile, since the daemon writes it before the programs are loaded.
-    unsafe { addr_of!(PACKETS_KNOW_TASK).read_volatile() == 1 }
+    TaskFrom::from_wire(unsafe { addr_of!(TASK_FROM).read_volatile() })
 }
 
 #[inline(always)]

@@ -130,7 +130,7 @@ fn is_any_closed(config: &Config) -> bool {
 /// What this kernel cannot do for the agents whose egress is closed.
 pub(crate) fn unseen_of_closed(config: &Config) -> Option<&'static str> {
     (is_any_closed(config) && !packets_know_task()).then_some(
-        "this kernel does not say who sends an echo request (before Linux 6.16): the cgroup in which the ping \
+        "this kernel does not say who sends an echo request: the cgroup in which the ping \
                     socket was made is judged, so a closed agent could use one that somebody else hands to it",
     )
 }

@@ -18,6 +18,7 @@ mod state;
 mod survey;
 mod sys;
 mod target;
+mod types;
 
 use std::{
     fs::File,
@@ -33,7 +34,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use gateway_common::{Note, PACKETS_KNOW_TASK, PROGRAMS, maps};
+use gateway_common::{Note, PROGRAMS, TASK_FROM, TASK_LAYOUT, maps};
 
 use self::{cgroup::CgroupId, events::ToTracing, pins::Pins, state::State};
 pub use self::{
@@ -393,13 +394,15 @@ impl Kernel {
 
 /// Loads and verifies all programs, over the pinned maps; those that aren't there are made and pinned.
 fn load(pins: &Pins) -> Result<Ebpf, RedirectError> {
-    let know_task = u32::from(packets_know_task());
+    let (from, layout) = probe::task_from();
+    let from = from.wire();
     let mut loader = EbpfLoader::new();
     for name in maps::ALL {
         // An existing pin is taken without comparing layouts: hence the folder's name.
         loader.map_pin_path(name, pins.map(name));
     }
-    loader.override_global(PACKETS_KNOW_TASK, &know_task, true);
+    loader.override_global(TASK_FROM, &from, true);
+    loader.override_global(TASK_LAYOUT, &layout, true);
     let mut ebpf = loader.load(OBJECT).map_err(|source| RedirectError::Load { source: Box::new(source) })?;
     for name in PROGRAMS {
         let result = match ebpf.program_mut(name) {

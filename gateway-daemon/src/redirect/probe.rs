@@ -9,7 +9,9 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
-use super::{cgroup::CgroupRoot, pins};
+use gateway_common::{TaskFrom, TaskLayout};
+
+use super::{cgroup::CgroupRoot, pins, types};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
@@ -75,16 +77,33 @@ pub fn probe(pins: &Path, listener_port: u16) -> Vec<Check> {
     ]
 }
 
-/// Whether programs on packets may ask for the calling task (Linux 6.16). What cannot be found out counts as no: the
-/// programs then judge by the cgroup in which a socket was made.
-pub fn packets_know_task() -> bool {
-    let asked = [
+/// How programs on packets find the calling task, and where the kernel has what leads there. What cannot be found out counts
+/// as not at all.
+pub(super) fn task_from() -> (TaskFrom, TaskLayout) {
+    let all = |helpers: &[BpfHelper]| {
+        helpers
+            .iter()
+            .all(|&helper| is_helper_supported(ProgramType::CgroupSkb, helper).is_ok_and(|supported| supported))
+    };
+    if all(&[
         BpfHelper::BPF_FUNC_get_current_ancestor_cgroup_id,
+        BpfHelper::BPF_FUNC_get_current_comm,
         BpfHelper::BPF_FUNC_get_current_pid_tgid,
         BpfHelper::BPF_FUNC_get_current_uid_gid,
-        BpfHelper::BPF_FUNC_get_current_comm,
-    ];
-    asked.into_iter().all(|helper| is_helper_supported(ProgramType::CgroupSkb, helper).is_ok_and(|supported| supported))
+    ]) {
+        return (TaskFrom::Helper, TaskLayout::default());
+    }
+    match types::task_layout()
+        .filter(|_| all(&[BpfHelper::BPF_FUNC_get_current_task, BpfHelper::BPF_FUNC_probe_read_kernel]))
+    {
+        Some(layout) => (TaskFrom::Memory, layout),
+        None => (TaskFrom::Nothing, TaskLayout::default()),
+    }
+}
+
+/// Whether programs on packets find the calling task.
+pub fn packets_know_task() -> bool {
+    task_from().0 != TaskFrom::Nothing
 }
 
 const BPF_MEND: &str = "boot a kernel with CONFIG_CGROUP_BPF=y and CONFIG_BPF_SYSCALL=y, and run as root";

@@ -118,7 +118,12 @@ fn about_config(config: &Config, findings: &mut Vec<Finding>) {
         });
     }
     if let Some(unseen) = unseen_of_closed(config) {
-        findings.push(finding("egress closed", Level::Note, unseen, "boot Linux 6.16 or later"));
+        findings.push(finding(
+            "egress closed",
+            Level::Note,
+            unseen,
+            "boot Linux 6.16 or later, or give the daemon CAP_PERFMON and a kernel with BTF",
+        ));
     }
     for connection in &config.connections {
         let name = format!("sockets of {}", connection.name);
