@@ -6,6 +6,8 @@ mod cancel;
 mod clients;
 #[path = "session/identity.rs"]
 mod identity;
+#[path = "session/limits.rs"]
+mod limits;
 #[path = "session/player.rs"]
 mod player;
 #[path = "session/record.rs"]

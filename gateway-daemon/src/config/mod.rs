@@ -8,6 +8,7 @@ use std::{
 
 mod check;
 mod error;
+mod limits;
 mod network;
 mod raw;
 #[cfg(test)]
@@ -17,7 +18,7 @@ pub(crate) use check::lies_below;
 pub use error::{ConfigError, Fault};
 pub use network::Network;
 
-use crate::secret::SecretRef;
+use crate::{limits::AgentLimits, secret::SecretRef};
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/weir/weir.toml";
@@ -138,6 +139,8 @@ pub struct Agent {
     pub starters: Vec<String>,
     /// The token, unless `weir run` names another.
     pub token_file: Option<PathBuf>,
+    /// What it may use up.
+    pub limits: AgentLimits,
 }
 
 /// `[[connection]]`
@@ -230,12 +233,12 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// Sessions at once.
     pub connections: usize,
-    /// Sessions at once of one agent.
-    pub connections_per_agent: usize,
     /// Messages of one session that wait for the server's answer.
     pub pipeline: usize,
     /// Prepared statements and cursors of one session.
     pub prepared_statements: usize,
+    /// What an agent may use up that has no limits of its own.
+    pub agent: AgentLimits,
 }
 
 impl std::fmt::Display for Allowed {

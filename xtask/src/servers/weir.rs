@@ -121,6 +121,15 @@ policies = "{policies}"
 [store]
 dir = "{folder}/record"
 
+[limits.agent]
+connections = 100000
+connects_per_second = 1000000
+statements_per_second = 10000000
+rows_per_hour = 1000000000000
+bytes_per_hour = 1000000000000000
+record_bytes_per_hour = 1000000000000000
+store_share = 100
+
 [[issuer]]
 name = "corp"
 issuer = "{issuer}"

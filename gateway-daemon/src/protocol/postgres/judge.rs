@@ -175,7 +175,11 @@ impl SessionJudge {
             };
             decision.policies.clear();
         }
-        Judgement { decision, accesses: accesses.iter().map(|access| describe(access).into()).collect() }
+        Judgement {
+            decision,
+            accesses: accesses.iter().map(|access| describe(access).into()).collect(),
+            tables: Arc::default(),
+        }
     }
 }
 
@@ -224,7 +228,7 @@ impl Judge for SessionJudge {
                 set: set.id(),
                 durable_first: true,
             };
-            return Arc::new(Judgement { decision, accesses: Vec::new() });
+            return Arc::new(Judgement { decision, accesses: Vec::new(), tables: Arc::default() });
         };
         let stands = self.decided.by.as_ref().is_some_and(|(decided_set, decided_identity)| {
             Arc::ptr_eq(decided_set, &set) && Arc::ptr_eq(decided_identity, &identity)

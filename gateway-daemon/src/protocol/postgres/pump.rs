@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     gate::Gate,
-    machine::{AHEAD_BYTES, Fault, Judge, Machine, Stop, Taken},
+    machine::{Fault, Judge, Machine, Stop, Taken},
 };
 use crate::record::StoreError;
 
@@ -62,6 +62,9 @@ pub trait World {
 
     /// Fetches what the judge asked for; ready when it may be asked again.
     fn poll_fetched(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Asks the server to stop what it runs; ready when that is done, with whether it was.
+    fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<bool>;
 }
 
 /// One side's bytes that were read and not used up.
@@ -93,6 +96,10 @@ pub struct Pump<A, S, J, W> {
     pub world: W,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     last_byte: Instant,
+    /// Runs while the agent waits for its turn.
+    held: Option<Pin<Box<Sleep>>>,
+    /// The server is asked to stop what it runs: until that is done nothing else is said to it.
+    cancelling: bool,
     /// Runs while something waits to be shown; made when the first does.
     shown: Option<Pin<Box<Sleep>>>,
 }
@@ -119,6 +126,8 @@ where
             world,
             idle: idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
             last_byte: Instant::now(),
+            held: None,
+            cancelling: false,
             shown: None,
         }
     }
@@ -155,9 +164,10 @@ where
             return Err(Ending::Server);
         }
         // Answers first: they make room for more requests.
-        if !self.server.ended && self.machine.wants_server() && self.machine.log().bytes_ahead() <= AHEAD_BYTES {
+        if !self.server.ended && self.machine.wants_server() && !self.machine.log().is_ahead() {
             moved |= self.read_server(cx)?;
         }
+        moved |= self.cancel(cx)?;
         moved |= self.read_agent(cx)?;
         self.machine.settle();
         moved |= self.release(cx)?;
@@ -178,8 +188,9 @@ where
             self.machine.release(&receipt);
             moved = true;
         }
-        if self.machine.log().bytes_ahead() > AHEAD_BYTES
-            && let Poll::Ready(below) = self.machine.log().poll_below(cx, AHEAD_BYTES)
+        if self.machine.log().is_ahead()
+            && let allowance = self.machine.log().allowance()
+            && let Poll::Ready(below) = self.machine.log().poll_below(cx, allowance)
         {
             below.map_err(failed)?;
             moved = true;
@@ -213,7 +224,34 @@ where
         }
     }
 
+    /// Has the server stop a statement whose answer is cut off.
+    fn cancel(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+        self.cancelling |= self.machine.take_cancel();
+        if !self.cancelling {
+            return Ok(false);
+        }
+        let Poll::Ready(done) = self.world.poll_cancelled(cx) else { return Ok(false) };
+        self.cancelling = false;
+        if !done {
+            self.machine.cancel_failed().map_err(Ending::Fault)?;
+        }
+        Ok(true)
+    }
+
     fn read_agent(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+        // A cancel on its way must not meet the next statement.
+        if self.cancelling {
+            return Ok(false);
+        }
+        if let Stop::Until(turn) = self.agent.stop {
+            let held = self.held.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(turn.into())));
+            if held.as_mut().poll(cx).is_pending() {
+                return Ok(false);
+            }
+            self.held = None;
+            self.agent_left()?;
+            return Ok(true);
+        }
         if self.agent.stop == Stop::Catalog {
             if self.world.poll_fetched(cx).is_pending() {
                 return Ok(false);

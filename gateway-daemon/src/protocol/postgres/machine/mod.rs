@@ -18,6 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use bytes::BytesMut;
@@ -30,12 +31,14 @@ use super::{
     gate::Gate,
 };
 use crate::{
+    limits::{Account, Over, TableVolume},
     policy::Decision,
     record::{Event, Receipt, SessionEnd, SessionLog, StoreError},
     sql::Reading,
 };
 
 mod answers;
+mod cut;
 mod errors;
 mod expect;
 mod names;
@@ -45,6 +48,7 @@ mod statements;
 mod tests;
 mod understood;
 
+use cut::Cut;
 use expect::{Expect, Portal, Prepared};
 use names::Names;
 use requests::Requests;
@@ -106,6 +110,8 @@ pub struct Judgement {
     pub decision: Decision,
     /// Each access in a line for people.
     pub accesses: Vec<Arc<str>>,
+    /// The tables whose rows the answer may hold: what comes back counts for each of them.
+    pub tables: Arc<[Arc<TableVolume>]>,
 }
 
 /// Limits of one session.
@@ -131,8 +137,6 @@ const KEPT_TEXT_BYTES: usize = 64 << 20;
 const WHOLE_MESSAGE_BYTES: usize = 16 << 20;
 /// A gate that holds more stops the reading of the other side.
 const GATE_BYTES: usize = 256 * 1024;
-/// Bytes that a session may run ahead of the store.
-pub const AHEAD_BYTES: u64 = 4 << 20;
 
 /// Why a session cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +165,9 @@ pub enum Fault {
     /// The identity ended.
     #[error("{}", .0.message)]
     Standing(Box<ErrorAnswer>),
+    /// The agent has used up what no session may go on without, or a statement could not be stopped in time.
+    #[error("{0}")]
+    UsedUp(Over),
 }
 
 /// How far the machine came with what it was given.
@@ -181,6 +188,8 @@ pub enum Stop {
     Busy,
     /// The catalogue must be fetched first.
     Catalog,
+    /// It is not the agent's turn before this.
+    Until(Instant),
     /// The agent said goodbye.
     Closed,
 }
@@ -191,6 +200,14 @@ pub struct Machine<J> {
     judge: J,
     log: SessionLog,
     limits: MachineLimits,
+    /// What the agent uses up.
+    account: Arc<Account>,
+    /// The message at hand has had its turn.
+    admitted: bool,
+    /// The answer that is cut off since the agent has used up an amount.
+    cut: Option<Cut>,
+    /// Something with effects was forwarded since the server was last ready.
+    effects: bool,
     to_server: Gate,
     to_agent: Gate,
     expect: VecDeque<Expect>,
@@ -237,15 +254,19 @@ enum AgentPhase {
 
 impl<J: Judge> Machine<J> {
     /// A session whose agent has seen ReadyForQuery. `nonce` is 32 hex digits that the agent cannot guess.
-    pub fn new(judge: J, log: SessionLog, limits: MachineLimits, nonce: &str) -> Self {
+    pub fn new(judge: J, log: SessionLog, limits: MachineLimits, account: Arc<Account>, nonce: &str) -> Self {
         Self {
             judge,
             log,
             limits,
+            requests: Requests::charged_to(account.clone()),
+            account,
+            admitted: false,
+            cut: None,
+            effects: false,
             to_server: Gate::default(),
             to_agent: Gate::default(),
             expect: VecDeque::new(),
-            requests: Requests::default(),
             statements: Names::default(),
             portals: Names::default(),
             kept_text: Arc::default(),
@@ -287,7 +308,7 @@ impl<J: Judge> Machine<J> {
 
     /// Whether more of the agent's bytes should be read now.
     pub fn wants_agent(&self) -> bool {
-        self.agent_phase != AgentPhase::Closed && !self.is_full()
+        self.agent_phase != AgentPhase::Closed && !self.is_full() && self.cut.is_none()
     }
 
     /// Whether the agent is in the middle of COPY data: nothing but more of it can be said to the server.
@@ -297,7 +318,7 @@ impl<J: Judge> Machine<J> {
 
     /// Whether the agent is ahead of the server or of the record.
     fn is_full(&self) -> bool {
-        self.to_server.held() >= GATE_BYTES || self.log.bytes_ahead() > AHEAD_BYTES
+        self.to_server.held() >= GATE_BYTES || self.log.is_ahead()
     }
 
     /// Whether more of the server's bytes should be read now.
@@ -335,7 +356,7 @@ impl<J: Judge> Machine<J> {
             if self.agent_phase == AgentPhase::Closed {
                 return Ok(Taken { bytes: input.len(), stop: Stop::Closed });
             }
-            if self.is_full() {
+            if self.is_full() || self.cut.is_some() {
                 return Ok(Taken { bytes: used, stop: Stop::Busy });
             }
             if let Some(body) = self.agent_body.take() {
@@ -380,6 +401,7 @@ impl<J: Judge> Machine<J> {
             if let Some(stop) = self.message(header.tag, frame)? {
                 return Ok(Taken { bytes: used, stop });
             }
+            self.admitted = false;
             used += frame.len();
         }
     }
@@ -387,9 +409,7 @@ impl<J: Judge> Machine<J> {
     /// Asks the server for the answers that it keeps back up to a Sync: the agent's Sync is not read before they came.
     fn hurry_server(&mut self) {
         if !self.hurried {
-            let mut bytes = BytesMut::new();
-            answer::flush(&mut bytes);
-            self.to_server.push(&bytes, 0);
+            self.flush_server();
             self.hurried = true;
         }
     }

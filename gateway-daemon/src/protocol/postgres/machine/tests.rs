@@ -1,9 +1,12 @@
 //! The machine, fed with bytes of both sides.
 
+mod used_up;
+
 use bytes::BytesMut;
 
 use super::*;
 use crate::{
+    limits::AgentLimits,
     policy::{PolicySetId, Verdict},
     record::{Recorder, SessionId},
     sql::{Catalog, SessionNames},
@@ -38,7 +41,7 @@ impl Judge for TestJudge {
             Verdict::Allow
         };
         let decision = Decision { verdict, policies: Vec::new(), set: PolicySetId([0; 32]), durable_first: false };
-        Arc::new(Judgement { decision, accesses })
+        Arc::new(Judgement { decision, accesses, tables: Arc::default() })
     }
 
     fn forwarding(&mut self, _: &Reading) -> Result<(), String> {
@@ -63,6 +66,10 @@ impl Judge for TestJudge {
 }
 
 fn machine() -> Machine<TestJudge> {
+    machine_of(Account::alone("", AgentLimits::NONE))
+}
+
+fn machine_of(account: Arc<Account>) -> Machine<TestJudge> {
     let catalog = Catalog::default();
     let names = catalog.session_names();
     let judge = TestJudge { catalog, names, forbidden: "secrets" };
@@ -74,7 +81,7 @@ fn machine() -> Machine<TestJudge> {
         names: 100,
         answer_bytes: 1 << 20,
     };
-    Machine::new(judge, Recorder::without_record().session(SessionId(1)), limits, "nonce")
+    Machine::new(judge, Recorder::without_record().session(SessionId(1)), limits, account, "nonce")
 }
 
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,6 +16,7 @@ use crate::{
         catalogs::CatalogCell,
         judge::no_standing,
         pump::World,
+        upstream::{self, BackendKey},
     },
 };
 
@@ -46,19 +48,24 @@ pub(super) struct SessionWorld {
     catalog: Arc<CatalogCell>,
     target: Arc<Target>,
     database: String,
+    server: (SocketAddr, Option<BackendKey>),
+    cancel: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     fetch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl SessionWorld {
-    /// Of a session of `run` in the database that `catalog` describes. `end` says why it must end, once it must.
+    /// Of a session of `run` in the database that `catalog` describes. `end` says why it must end, once it must; `server` is
+    /// where its server is, and with which key it can be told to stop.
     pub(super) fn new(
         run: Arc<Run>,
         end: tokio::sync::watch::Receiver<Option<Arc<str>>>,
         catalog: Arc<CatalogCell>,
         target: Arc<Target>,
         database: String,
+        server: (SocketAddr, Option<BackendKey>),
     ) -> Self {
-        Self { told: Box::pin(until_told(run, end)), catalog, target, database, fetch: None }
+        let told = Box::pin(until_told(run, end));
+        Self { told, catalog, target, database, server, cancel: None, fetch: None }
     }
 }
 
@@ -75,6 +82,26 @@ impl World for SessionWorld {
         let done = fetch.as_mut().poll(cx);
         if done.is_ready() {
             self.fetch = None;
+        }
+        done
+    }
+
+    fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let (address, Some(key)) = self.server else { return Poll::Ready(false) };
+        let target = &self.target;
+        let cancel = self.cancel.get_or_insert_with(|| {
+            let target = target.clone();
+            Box::pin(async move {
+                let cancelled = upstream::cancel(&target.upstream, address, key).await;
+                if let Err(error) = &cancelled {
+                    tracing::warn!(%error, "a statement whose answer is cut off could not be cancelled");
+                }
+                cancelled.is_ok()
+            })
+        });
+        let done = cancel.as_mut().poll(cx);
+        if done.is_ready() {
+            self.cancel = None;
         }
         done
     }
