@@ -10,7 +10,7 @@ use super::{Weir, known, parts, runs};
 use crate::{
     control::{Connection, ConnectionError, ExplainRequest, RecordRequest, Reply, Request, Server},
     identity::{Group, Identity, Run, Standing, Subject},
-    policy::{self, Query},
+    policy::{self, Had, Query},
     protocol::postgres::tls::CaView,
     record::{LogFilter, Reader, SessionId, StoreError},
     sql::Access,
@@ -274,6 +274,7 @@ impl Weir {
                 database: &database,
                 protocol: "postgres",
                 now: SystemTime::now(),
+                had: self.front.accounts.of(&agent.name).map_or(Had::Assumed(&[]), |account| Had::Counted(account)),
                 accesses: &accesses,
             },
         );

@@ -126,7 +126,7 @@ impl Judge for Rc<Policy> {
             set: PolicySetId([0; 32]),
             durable_first: has_effects(reading),
         };
-        Arc::new(Judgement { decision, accesses: Vec::new(), tables: Arc::default() })
+        Arc::new(Judgement { decision, accesses: Vec::new(), tables: Arc::default(), reads_volume: false })
     }
 
     fn forwarding(&mut self, _: &Reading) -> Result<(), String> {

@@ -26,7 +26,7 @@ mod source;
 mod trial;
 
 pub use check::{Check, check};
-pub use decide::{MAX_ACCESSES, Query};
+pub use decide::{Decided, Had, MAX_ACCESSES, Query};
 pub use decision::{Clearance, Decision, EffectClearance, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict};
 pub use doc::{Document, Row, doc};
 pub use explain::{ExplainedAccess, Explanation, PolicyNote, explain};

@@ -75,3 +75,48 @@ impl Backlog {
         &mut self.lanes.entry(of).or_default().pieces
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        limits::{Account, AgentLimits},
+        record::queue::Progress,
+    };
+
+    fn agent(name: &str) -> Arc<Progress> {
+        Arc::new(Progress::of(Some(Account::alone(name, AgentLimits::NONE))))
+    }
+
+    fn piece(of: &Arc<Progress>, upto: u64, bytes: usize) -> Piece {
+        Piece { progress: of.clone(), upto, bytes_upto: 0, data: vec![0; bytes], items: Vec::new() }
+    }
+
+    fn batch(backlog: &mut Backlog) -> Vec<Piece> {
+        let mut taken = Vec::new();
+        backlog.next_batch(|piece| taken.push(piece));
+        taken
+    }
+
+    #[test]
+    fn what_came_behind_a_flood_is_in_the_next_batch_and_each_agent_s_order_stays() {
+        let (greedy, modest) = (agent("greedy"), agent("modest"));
+        let mut pieces: VecDeque<_> = (0..100).map(|upto| piece(&greedy, upto, 100_000)).collect();
+        pieces.extend((0..50).map(|upto| piece(&modest, upto, 300)));
+        let mut backlog = Backlog::default();
+        backlog.append(&mut pieces);
+        let first = batch(&mut backlog);
+        let of = |who: &Arc<Progress>, taken: &[Piece]| -> Vec<u64> {
+            taken.iter().filter(|piece| Arc::ptr_eq(&piece.progress, who)).map(|piece| piece.upto).collect()
+        };
+        assert_eq!(of(&modest, &first), (0..50).collect::<Vec<_>>());
+        let bytes: usize = first.iter().map(|piece| piece.data.len()).sum();
+        assert!((SHARED_BATCH_BYTES..2 * SHARED_BATCH_BYTES).contains(&bytes), "{bytes}");
+        let mut flood = of(&greedy, &first);
+        while !backlog.is_empty() {
+            flood.extend(of(&greedy, &batch(&mut backlog)));
+        }
+        assert_eq!(flood, (0..100).collect::<Vec<_>>());
+        assert_eq!((backlog.len(), backlog.iter().count()), (0, 0));
+    }
+}

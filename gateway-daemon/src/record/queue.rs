@@ -289,3 +289,41 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(name: &str) -> Progress {
+        Progress::of(Some(Account::alone(name, AgentLimits::NONE)))
+    }
+
+    #[test]
+    fn whoever_fills_the_queue_is_refused_and_nobody_else() {
+        let shared = Shared::new(1_600);
+        let (greedy, modest) = (agent("greedy"), agent("modest"));
+        shared.reserve(&greedy, 1_600).unwrap();
+        assert!(matches!(shared.reserve(&greedy, 1), Err(StoreError::Queue { waiting: 1_601, limit: 1_600 })));
+        shared.reserve(&modest, 100).unwrap();
+        assert!(shared.reserve(&modest, 1).is_err(), "a sixteenth, and no more while it is full");
+        shared.reserve(&Progress::of(Some(shared.own.clone())), 50).unwrap();
+        shared.release(&greedy, 1_600);
+        shared.reserve(&modest, 1_000).unwrap();
+        shared.reserve(&greedy, 400).unwrap();
+    }
+
+    #[test]
+    fn an_agent_s_sessions_share_what_they_may_run_ahead() {
+        let shared = Shared::new(256 << 20);
+        let greedy = agent("greedy");
+        assert_eq!(shared.allowance(&greedy), AHEAD_BYTES);
+        for _ in 0..64 {
+            greedy.account.as_ref().unwrap().log_begins();
+        }
+        assert_eq!(shared.allowance(&greedy), 512 << 10);
+        for _ in 0..10_000 {
+            greedy.account.as_ref().unwrap().log_begins();
+        }
+        assert_eq!(shared.allowance(&greedy), LEAST_AHEAD_BYTES);
+    }
+}

@@ -45,15 +45,39 @@ def small_steps():
 
 def filled():
     c = Client()
-    for _ in range(200):
-        c.send(query("SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 1000)"))
-        while True:
-            try:
+    try:
+        for _ in range(200):
+            c.send(query("SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 1000)"))
+            tag = None
+            while tag != b"Z":
                 tag, body = c.take()
-            except (EOFError, ConnectionResetError):
-                return show("closed")
-            if tag == b"E":
-                c.show(tag, body)
-            if tag in b"ZE":
-                break
+                if tag == b"E":
+                    c.show(tag, body)
+    except (EOFError, OSError):
+        show("closed")
     Client()
+
+
+MANY = "SELECT c.id FROM customers c, generate_series(1, 100) g"
+ONE = "SELECT id FROM customers LIMIT 1"
+
+
+def volume():
+    c = Counting()
+    c.ask(query(MANY))
+    c.ask(query(ONE))
+    c.ask(query(ONE))
+    c.ask(query("SELECT count(*) FROM orders"))
+    Counting().ask(query(ONE))
+
+
+def volume_in_a_pipeline():
+    c = Counting()
+    c.send(query(MANY), query(ONE), query(ONE), query(ONE))
+    c.ready(4)
+    Counting().ask(parse("SELECT 1 FROM orders"), bind(), execute(), SYNC)
+
+
+def volume_in_one_pipeline():
+    c = Counting()
+    c.ask(parse(MANY + ", generate_series(1, 2)"), bind(), execute(), bind(), execute(), SYNC)

@@ -1,6 +1,10 @@
 //! Understands and decides for one session: puts the steps `sql` and `policy` behind the machine's [`Judge`].
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use aws_lc_rs::hmac;
 
@@ -11,8 +15,9 @@ use super::{
 };
 use crate::{
     identity::{Identity, Run, Standing},
-    policy::{Decision, Policies, PolicySet, Query, Verdict},
-    sql::{self, Access, Action, Class, Columns, Object, ReadError, Reading, ReadingCache, SessionNames},
+    limits::{Account, TableId, TableVolume},
+    policy::{Decided as DecidedBy, Decision, Had, Policies, PolicySet, Query, Verdict},
+    sql::{self, Access, Action, Class, Columns, Name, Object, ReadError, Reading, ReadingCache, SessionNames},
 };
 
 /// Texts above this are parsed where the runtime knows that the thread is busy.
@@ -29,6 +34,7 @@ pub struct SessionJudge {
     database: Arc<str>,
     role: Arc<str>,
     policies: Arc<Policies>,
+    account: Arc<Account>,
     cache: Arc<ReadingCache>,
     catalog: Arc<CatalogCell>,
     names: SessionNames,
@@ -58,6 +64,15 @@ struct Decided {
     kept: HashMap<usize, (Arc<Reading>, Arc<Judgement>)>,
 }
 
+/// How long a decision holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// As long as policies and identity.
+    Long,
+    /// For this statement alone: it depends on the time, or on what the agent has had.
+    Once,
+}
+
 /// What a judge is made of.
 #[derive(Clone)]
 pub struct JudgeParts {
@@ -71,6 +86,8 @@ pub struct JudgeParts {
     pub role: Arc<str>,
     /// The policies in force.
     pub policies: Arc<Policies>,
+    /// What the agent has had.
+    pub account: Arc<Account>,
     /// Readings of all sessions.
     pub cache: Arc<ReadingCache>,
     /// The database's catalogue.
@@ -86,7 +103,8 @@ pub struct JudgeParts {
 impl SessionJudge {
     /// For a session that begins.
     pub fn new(parts: JudgeParts) -> Self {
-        let JudgeParts { run, connection, database, role, policies, cache, catalog, names, hint, secrets } = parts;
+        let JudgeParts { run, connection, database, role, policies, account, cache, catalog, names, hint, secrets } =
+            parts;
         let decided = Decided::default();
         let (changes_schema, asked_again) = (false, false);
         Self {
@@ -95,6 +113,7 @@ impl SessionJudge {
             database,
             role,
             policies,
+            account,
             cache,
             catalog,
             names,
@@ -113,6 +132,20 @@ impl SessionJudge {
             (Object::Other { kind: "role", name }, Action::Role) => name.is_empty() || *name == self.role,
             _ => false,
         }
+    }
+
+    /// The tables whose rows may come back: what is read, and what is changed, for RETURNING.
+    fn tables(&self, accesses: &[Access]) -> Arc<[Arc<TableVolume>]> {
+        let reached = accesses.iter().filter_map(|access| match (access.action.class(), &access.object) {
+            (Class::Read | Class::Write, Object::Relation { schema, name }) => Some((schema, name)),
+            _ => None,
+        });
+        let tables: BTreeSet<_> = reached.collect();
+        let table = |(schema, name): (&Name, &Name)| {
+            let (connection, database) = (self.connection.clone(), self.database.clone());
+            self.account.table(TableId { connection, database, schema: schema.clone(), name: name.clone() })
+        };
+        tables.into_iter().map(table).collect()
     }
 
     fn identity(&self) -> Option<Arc<Identity>> {
@@ -153,18 +186,19 @@ impl SessionJudge {
         identity: &Identity,
         reading: &Reading,
         named: &[Arc<Reading>],
-    ) -> Judgement {
+    ) -> (Judgement, Lasts) {
         let mut accesses: Vec<Access> = Vec::new();
         let readings = std::iter::once(reading).chain(named.iter().map(AsRef::as_ref));
         for statement in readings.flat_map(|reading| &reading.statements) {
             accesses.extend(statement.accesses.iter().cloned());
         }
-        let mut decision = set.decide(&Query {
+        let DecidedBy { mut decision, lasts, reads_volume } = set.decide_for(&Query {
             identity,
             connection: &self.connection,
             database: &self.database,
             protocol: "postgres",
             now: SystemTime::now(),
+            had: Had::Counted(&self.account),
             accesses: &accesses,
         });
         if accesses.iter().any(|access| self.touches_own_role(access)) {
@@ -175,11 +209,10 @@ impl SessionJudge {
             };
             decision.policies.clear();
         }
-        Judgement {
-            decision,
-            accesses: accesses.iter().map(|access| describe(access).into()).collect(),
-            tables: Arc::default(),
-        }
+        let tables = self.tables(&accesses);
+        let accesses = accesses.iter().map(|access| describe(access).into()).collect();
+        let lasts = if lasts { Lasts::Long } else { Lasts::Once };
+        (Judgement { decision, accesses, tables, reads_volume }, lasts)
     }
 }
 
@@ -228,7 +261,7 @@ impl Judge for SessionJudge {
                 set: set.id(),
                 durable_first: true,
             };
-            return Arc::new(Judgement { decision, accesses: Vec::new(), tables: Arc::default() });
+            return Arc::new(Judgement { decision, accesses: Vec::new(), tables: Arc::default(), reads_volume: false });
         };
         let stands = self.decided.by.as_ref().is_some_and(|(decided_set, decided_identity)| {
             Arc::ptr_eq(decided_set, &set) && Arc::ptr_eq(decided_identity, &identity)
@@ -236,13 +269,14 @@ impl Judge for SessionJudge {
         if !stands {
             self.decided = Decided { by: Some((set.clone(), identity.clone())), kept: HashMap::new() };
         }
-        let keep = named.is_empty() && !set.reads_time();
+        let keep = named.is_empty();
         let key = Arc::as_ptr(reading).addr();
         if keep && let Some((_, judgement)) = self.decided.kept.get(&key) {
             return judgement.clone();
         }
-        let judgement = Arc::new(self.judge_afresh(&set, &identity, reading, named));
-        if keep {
+        let (judgement, lasts) = self.judge_afresh(&set, &identity, reading, named);
+        let judgement = Arc::new(judgement);
+        if keep && lasts == Lasts::Long {
             if self.decided.kept.len() >= KEPT_DECISIONS {
                 self.decided.kept.clear();
             }

@@ -56,6 +56,18 @@ impl<J: Judge> Machine<J> {
         Ok(self.account.statement().map(Stop::Until))
     }
 
+    /// Whether answers are under way that must be counted before the next decision. The server is asked for them: of a
+    /// pipeline without its Sync it would keep their end to itself.
+    pub(super) fn waits_for_count(&mut self) -> bool {
+        let answers = |expect: &Expect| matches!(expect, Expect::Query { .. } | Expect::Execute { .. });
+        let waits = self.expect.iter().any(answers);
+        if waits && !self.waits_for_count {
+            self.flush_server();
+        }
+        self.waits_for_count = waits;
+        waits
+    }
+
     /// Ends the session of an agent whose part of the record is used up: even a refusal would add to it.
     pub(super) fn may_record(&self) -> Result<(), Fault> {
         self.account.over_record().map_or(Ok(()), |over| Err(Fault::UsedUp(over)))

@@ -25,13 +25,11 @@ use bytes::BytesMut;
 
 use super::{
     answer::{self, ErrorAnswer},
-    backend::BackendError,
-    frame::{FrameError, Header, MessageLimit},
-    frontend::FrontendError,
+    frame::{Header, MessageLimit},
     gate::Gate,
 };
 use crate::{
-    limits::{Account, Over, TableVolume},
+    limits::{Account, TableVolume},
     policy::Decision,
     record::{Event, Receipt, SessionEnd, SessionLog, StoreError},
     sql::Reading,
@@ -41,6 +39,7 @@ mod answers;
 mod cut;
 mod errors;
 mod expect;
+mod fault;
 mod names;
 mod requests;
 mod statements;
@@ -50,6 +49,7 @@ mod understood;
 
 use cut::Cut;
 use expect::{Expect, Portal, Prepared};
+pub use fault::Fault;
 use names::Names;
 use requests::Requests;
 
@@ -112,6 +112,8 @@ pub struct Judgement {
     pub accesses: Vec<Arc<str>>,
     /// The tables whose rows the answer may hold: what comes back counts for each of them.
     pub tables: Arc<[Arc<TableVolume>]>,
+    /// Whether it depends on what the agent has had: then all that the session asked before must be answered first.
+    pub reads_volume: bool,
 }
 
 /// Limits of one session.
@@ -135,40 +137,10 @@ pub struct MachineLimits {
 const KEPT_TEXT_BYTES: usize = 64 << 20;
 /// Messages from the server that are looked at whole: errors, notices, row descriptions.
 const WHOLE_MESSAGE_BYTES: usize = 16 << 20;
+/// Messages of the agent's that are judged in a row before other sessions get their turn.
+const MESSAGES: usize = 32;
 /// A gate that holds more stops the reading of the other side.
 const GATE_BYTES: usize = 256 * 1024;
-
-/// Why a session cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// The agent broke the protocol or a limit.
-    #[error("{0}")]
-    Agent(#[from] FrontendError),
-    /// The agent's frame cannot be.
-    #[error("{0}")]
-    AgentFrame(FrameError),
-    /// A message where the protocol has no place for it.
-    #[error("a message of type `{}` came while COPY data was expected", tag.escape_ascii())]
-    InCopy {
-        /// Its type.
-        tag: u8,
-    },
-    /// The server broke the protocol or a limit.
-    #[error("the server sent what it may not: {0}")]
-    Server(#[from] BackendError),
-    /// The server's frame cannot be.
-    #[error("the server sent what it may not: {0}")]
-    ServerFrame(FrameError),
-    /// The record cannot be written.
-    #[error("{0}")]
-    Record(#[from] StoreError),
-    /// The identity ended.
-    #[error("{}", .0.message)]
-    Standing(Box<ErrorAnswer>),
-    /// The agent has used up what no session may go on without, or a statement could not be stopped in time.
-    #[error("{0}")]
-    UsedUp(Over),
-}
 
 /// How far the machine came with what it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +176,8 @@ pub struct Machine<J> {
     account: Arc<Account>,
     /// The message at hand has had its turn.
     admitted: bool,
+    /// … and waits until the answers before it are counted.
+    waits_for_count: bool,
     /// The answer that is cut off since the agent has used up an amount.
     cut: Option<Cut>,
     /// Something with effects was forwarded since the server was last ready.
@@ -262,6 +236,7 @@ impl<J: Judge> Machine<J> {
             requests: Requests::charged_to(account.clone()),
             account,
             admitted: false,
+            waits_for_count: false,
             cut: None,
             effects: false,
             to_server: Gate::default(),
@@ -350,7 +325,7 @@ impl<J: Judge> Machine<J> {
     /// # Errors
     /// What ends the session.
     pub fn from_agent(&mut self, input: &[u8]) -> Result<Taken, Fault> {
-        let mut used = 0;
+        let (mut used, mut messages) = (0, 0);
         loop {
             let rest = input.get(used..).unwrap_or_default();
             if self.agent_phase == AgentPhase::Closed {
@@ -398,10 +373,15 @@ impl<J: Judge> Machine<J> {
             let Some(frame) = rest.get(..header.frame()) else {
                 return Ok(Taken { bytes: used, stop: Stop::More });
             };
+            if messages >= MESSAGES {
+                return Ok(Taken { bytes: used, stop: Stop::Busy });
+            }
+            messages += 1;
             if let Some(stop) = self.message(header.tag, frame)? {
                 return Ok(Taken { bytes: used, stop });
             }
             self.admitted = false;
+            self.waits_for_count = false;
             used += frame.len();
         }
     }

@@ -41,7 +41,7 @@ impl Judge for TestJudge {
             Verdict::Allow
         };
         let decision = Decision { verdict, policies: Vec::new(), set: PolicySetId([0; 32]), durable_first: false };
-        Arc::new(Judgement { decision, accesses, tables: Arc::default() })
+        Arc::new(Judgement { decision, accesses, tables: Arc::default(), reads_volume: false })
     }
 
     fn forwarding(&mut self, _: &Reading) -> Result<(), String> {

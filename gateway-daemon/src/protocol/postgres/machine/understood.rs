@@ -76,13 +76,17 @@ impl<J: Judge> Machine<J> {
             impossible = Some(not_plain());
         }
         let mut judgement = self.judge.decide(reading, &named);
+        if judgement.reads_volume && self.waits_for_count() {
+            return Err(Stop::Busy);
+        }
         let used_up = self.account.over_answers().filter(|_| !returns_nothing(reading));
         if let Some(over) = &used_up {
             let reason = over.to_string();
             let verdict = Verdict::Deny { what: "the statement".to_owned(), reason, access: None };
-            let Judgement { decision, accesses, tables } = &*judgement;
+            let Judgement { decision, accesses, tables, reads_volume } = &*judgement;
             let decision = Decision { verdict, policies: Vec::new(), ..decision.clone() };
-            judgement = Arc::new(Judgement { decision, accesses: accesses.clone(), tables: tables.clone() });
+            let (accesses, tables, reads_volume) = (accesses.clone(), tables.clone(), *reads_volume);
+            judgement = Arc::new(Judgement { decision, accesses, tables, reads_volume });
         }
         Ok(Judged { judgement, named, impossible, used_up })
     }

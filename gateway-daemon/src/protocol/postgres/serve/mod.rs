@@ -140,7 +140,6 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
         let place = match front.sessions.begin(&run.agent, account.limits.connections) {
             Ok(place) => place,
             Err(error) => {
-                tracing::info!(%error, "no session: too many start-ups");
                 let answer = ErrorAnswer::fatal(TOO_MANY, error.to_string());
                 refusals::record(&front, &connect, &answer);
                 // A fresh socket's buffer takes it whole; what it does not take is not waited for.
@@ -168,7 +167,6 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
             Err(NoSession::Cancelled) => {}
             Err(NoSession::Silent(reason)) => tracing::info!(end = %reason, "no session"),
             Err(NoSession::Told(answer)) => {
-                tracing::info!(sqlstate = answer.sqlstate, "no session");
                 refusals::record(&front, &connect, &answer);
                 if let Some(mut stream) = opened {
                     // Whether it still listens is its own affair.
@@ -247,6 +245,7 @@ async fn session(
         database: database.as_str().into(),
         role: upstream.user.clone(),
         policies: front.policies.clone(),
+        account: caller.account.clone(),
         cache: front.cache.clone(),
         catalog: catalog.clone(),
         names,

@@ -28,6 +28,7 @@ pub(super) fn record(front: &Front, connect: &Connect<'_>, answer: &ErrorAnswer)
         _ => Some(refused),
     };
     if let Some(refused) = now {
+        tracing::info!(sqlstate = answer.sqlstate, "no session: {}", refused.why);
         front.record_refused(account, refused);
     }
 }
