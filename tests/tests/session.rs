@@ -4,6 +4,8 @@
 mod cancel;
 #[path = "session/clients.rs"]
 mod clients;
+#[path = "session/flood.rs"]
+mod flood;
 #[path = "session/identity.rs"]
 mod identity;
 #[path = "session/limits.rs"]

@@ -7,6 +7,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::{Handle, RuntimeFlavor},
     time::Instant,
 };
 use tokio_rustls::{TlsConnector, client};
@@ -125,7 +126,7 @@ async fn converse(
     clock.write(startup.phase(), stream, packet).await?;
     let mut buf = BytesMut::with_capacity(READ);
     loop {
-        match startup.receive(&mut buf)? {
+        match receive(&mut startup, &mut buf)? {
             Progress::Ready(authenticated, greeting) => return Ok((authenticated, greeting, buf)),
             Progress::Send(bytes) => clock.write(startup.phase(), stream, &bytes).await?,
             Progress::More => {
@@ -137,6 +138,14 @@ async fn converse(
                 }
             }
         }
+    }
+}
+
+/// Proving a password takes milliseconds of computing: the thread's other sessions are not to wait for it.
+fn receive(startup: &mut Startup, buf: &mut BytesMut) -> Result<Progress, Failure> {
+    match (startup.phase(), Handle::current().runtime_flavor()) {
+        (Phase::Authentication, RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| startup.receive(buf)),
+        (_, _) => startup.receive(buf),
     }
 }
 
