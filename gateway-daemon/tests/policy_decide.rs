@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, time::Duration, time::SystemTime};
 
 use gateway_daemon::{
     identity::{Group, Identity, Subject},
+    limits::{Account, AgentLimits, TableId, Volume},
     policy::{
-        Clearance, Decision, Known, MAX_ACCESSES, Mode, PolicyId, PolicySet, Query, Source, Verdict, doc, explain,
+        Clearance, Decision, Had, Known, MAX_ACCESSES, Mode, PolicyId, PolicySet, Query, Source, Verdict, doc, explain,
     },
     sql::{Access, Action, Columns, Name, Object},
 };
@@ -68,7 +69,8 @@ fn at(hour: u64) -> SystemTime {
 }
 
 fn query<'a>(identity: &'a Identity, accesses: &'a [Access]) -> Query<'a> {
-    Query { identity, connection: "orders", database: "shop", protocol: "postgres", now: at(12), accesses }
+    let (connection, database, had) = ("orders", "shop", Had::Assumed(&[]));
+    Query { identity, connection, database, protocol: "postgres", now: at(12), had, accesses }
 }
 
 fn decide(set: &PolicySet, identity: &Identity, accesses: &[Access]) -> Decision {
@@ -131,8 +133,50 @@ fn a_decision_follows_the_clock_where_a_policy_reads_it() {
     assert_eq!(set.decide(&query).verdict, Verdict::Allow);
     query.now = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 42);
     assert!(told(&set.decide(&query)).contains("could not be evaluated"));
-    assert!(set.reads_time());
-    assert!(!self::set("").reads_time());
+    query.now = at(12);
+    assert!(!set.decide_for(&query).lasts);
+    let others = [access(Action::Select, table("public", "t"), Columns::None)];
+    assert!(set.decide_for(&Query { accesses: &others, ..query }).lasts, "no policy for it reads the time");
+}
+
+#[test]
+fn a_decision_follows_what_the_agent_has_had_of_the_table_that_a_policy_names() {
+    let set = set(r#"
+        @id("read") @description("All may read.") permit(principal, action in Action::"read", resource);
+        @id("enough") @description("Enough of it for this hour.")
+        forbid(principal, action in Action::"read", resource == Table::"orders/shop/public/customers")
+        when { context.rowsThisHour >= 10000 || context.bytesThisHour > 5000000 };
+    "#);
+    let (claude, relation) = (identity("claude", &[]), table("public", "customers"));
+    let accesses = [access(Action::Select, relation.clone(), Columns::None)];
+    let others = [access(Action::Select, table("public", "orders"), Columns::None)];
+    for (rows, bytes, verdict) in [(9_999, 0, "allow by read"), (10_000, 0, "enough"), (0, 5_000_001, "enough")] {
+        let had = [(relation.clone(), Volume { rows, bytes })];
+        let query = Query { had: Had::Assumed(&had), ..query(&claude, &accesses) };
+        let decided = set.decide_for(&query);
+        assert!(told(&decided.decision).contains(verdict), "{rows} {bytes}: {}", told(&decided.decision));
+        assert!(decided.reads_volume && !decided.lasts);
+        let decided = set.decide_for(&Query { accesses: &others, ..query });
+        assert!(!decided.reads_volume && decided.lasts, "no policy for it reads a volume");
+        assert_eq!(decided.decision.verdict, Verdict::Allow);
+    }
+    let account = Account::alone("claude", AgentLimits::default());
+    let text = |text: &str| std::sync::Arc::<str>::from(text);
+    let [one, elsewhere] = ["shop", "other"].map(|database| {
+        account.table(TableId {
+            connection: text("orders"),
+            database: text(database),
+            schema: text("public"),
+            name: text("customers"),
+        })
+    });
+    let query = Query { had: Had::Counted(&account), ..query(&claude, &accesses) };
+    account.charge(std::time::Instant::now(), &[elsewhere], 20_000, 0);
+    assert_eq!(set.decide(&query).verdict, Verdict::Allow, "the same name in another database");
+    account.charge(std::time::Instant::now(), &[one], 10_000, 70_000);
+    assert_eq!(set.decide(&query).policies, [PolicyId("enough".into())]);
+    let explained = explain(&set, &query, Mode::Enforce).to_string();
+    assert!(explained.contains("this hour so far: 10000 rows, 70000 bytes"), "{explained}");
 }
 
 #[test]

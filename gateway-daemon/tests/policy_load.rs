@@ -13,7 +13,8 @@ use std::{
 use gateway_daemon::{
     identity::{Identity, Subject},
     policy::{
-        Known, LoadErrors, Loaded, Policies, PolicyId, PolicySet, Query, Source, Verdict, check, check_guarded, doc,
+        Had, Known, LoadErrors, Loaded, Policies, PolicyId, PolicySet, Query, Source, Verdict, check, check_guarded,
+        doc,
     },
     sql::{Access, Action, Columns, Object},
 };
@@ -211,6 +212,7 @@ fn a_policy_too_large_or_too_deep_is_refused_and_one_at_the_limit_loads() {
             database: "shop",
             protocol: "postgres",
             now: SystemTime::UNIX_EPOCH,
+            had: Had::Assumed(&[]),
             accesses: &[access],
         });
         assert_eq!(decision.verdict == Verdict::Allow, what != "65536 bytes", "{what}");

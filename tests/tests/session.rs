@@ -4,8 +4,12 @@
 mod cancel;
 #[path = "session/clients.rs"]
 mod clients;
+#[path = "session/flood.rs"]
+mod flood;
 #[path = "session/identity.rs"]
 mod identity;
+#[path = "session/limits.rs"]
+mod limits;
 #[path = "session/player.rs"]
 mod player;
 #[path = "session/record.rs"]

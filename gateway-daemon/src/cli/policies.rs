@@ -49,6 +49,7 @@ A file of tests:
   [[case]]
   name = \"readers delete nothing\"
   groups = [\"corp/readers\"]
+  had = [{ table = \"public.customers\", rows = 10001, bytes = 0 }]     within the hour
   sql = \"DELETE FROM customers\"
   expect = \"deny\"
   policy = []                             the @id that decides, or several; [] for none

@@ -15,9 +15,10 @@ use toml::Spanned;
 
 use crate::{
     identity::{Group, Identity, Subject},
-    policy::{Decision, LoadErrors, PolicySet, Query, Verdict},
+    limits::Volume,
+    policy::{Decision, Had, LoadErrors, PolicySet, Query, Verdict},
     show::line,
-    sql::{self, Access, Catalog, DeclaredTable, PARSE_STACK_BYTES},
+    sql::{self, Access, Catalog, DeclaredTable, Object, PARSE_STACK_BYTES},
 };
 
 /// The role of sessions in tests; nothing depends on its name.
@@ -70,10 +71,25 @@ struct Case {
     database: Option<String>,
     /// The time of the decision (`2026-01-31T12:00:00Z`); now without.
     now: Option<String>,
+    /// What the agent has had within the hour; nothing of tables that do not stand here.
+    #[serde(default)]
+    had: Vec<HadOf>,
     sql: String,
     expect: Expected,
     /// The policies that decide, exactly; `[]` for none.
     policy: Option<Ids>,
+}
+
+/// What the agent has had of one table.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HadOf {
+    /// `schema.table`.
+    table: String,
+    #[serde(default)]
+    rows: u64,
+    #[serde(default)]
+    bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -169,6 +185,7 @@ fn decide(set: &PolicySet, tests: &File, case: &Case) -> Result<Came> {
         expires: SystemTime::now(),
     };
     let accesses = accesses(&case.sql, &catalog(&database, &tests.table)?)?;
+    let had = case.had.iter().map(HadOf::volume).collect::<Result<Vec<_>>>()?;
     let now = case.now.as_deref().map_or_else(|| Ok(SystemTime::now()), moment)?;
     let query = Query {
         identity: &identity,
@@ -176,6 +193,7 @@ fn decide(set: &PolicySet, tests: &File, case: &Case) -> Result<Came> {
         database: &database,
         protocol: "postgres",
         now,
+        had: Had::Assumed(&had),
         accesses: &accesses,
     };
     let Decision { verdict, policies, .. } = set.decide(&query);
@@ -189,11 +207,21 @@ fn decide(set: &PolicySet, tests: &File, case: &Case) -> Result<Came> {
     })
 }
 
+impl HadOf {
+    fn volume(&self) -> Result<(Object, Volume)> {
+        let (schema, name) = schema_and_name(&self.table)?;
+        let object = Object::Relation { schema: schema.into(), name: name.into() };
+        Ok((object, Volume { rows: self.rows, bytes: self.bytes }))
+    }
+}
+
+fn schema_and_name(table: &str) -> Result<(&str, &str)> {
+    table.split_once('.').with_context(|| format!("the table `{table}` has no schema; write it as `public.{table}`"))
+}
+
 fn catalog(database: &str, tables: &[Table]) -> Result<Catalog> {
     let declared = tables.iter().map(|table| {
-        let (schema, name) = table.name.split_once('.').with_context(|| {
-            format!("the table `{}` has no schema; write it as `public.{}`", table.name, table.name)
-        })?;
+        let (schema, name) = schema_and_name(&table.name)?;
         Ok(DeclaredTable { schema, name, columns: &table.columns })
     });
     Ok(Catalog::declared(database, ROLE, &declared.collect::<Result<Vec<_>>>()?)?)

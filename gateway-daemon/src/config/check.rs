@@ -11,8 +11,9 @@ use toml::Spanned;
 
 use super::{
     Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Egress, EgressAllow, EgressMode, Fault, Guard,
-    Issuer, Limits, Mode, Protect, Store, UpstreamTls, raw,
+    Issuer, Mode, Protect, Store, UpstreamTls, raw,
 };
+use crate::limits::AgentLimits;
 
 /// The algorithms that a token may be signed with: asymmetric ones alone.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -29,16 +30,17 @@ pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
     })?;
     let issuers = root.issuer.iter().map(|issuer| issuer.get_ref().name.clone()).collect();
     let mut checker = Checker { text, issuers, faults: Vec::new() };
+    let limits = checker.limits(&root.limits);
     let config = Config {
         path: path.to_owned(),
         daemon: checker.daemon(root.daemon),
         store: checker.store(root.store),
         issuers: root.issuer.into_iter().filter_map(|issuer| checker.issuer(issuer)).collect(),
-        agents: root.agent.into_iter().map(|agent| checker.agent(agent)).collect(),
+        agents: root.agent.into_iter().map(|agent| checker.agent(agent, limits.agent)).collect(),
         connections: root.connection.into_iter().filter_map(|connection| checker.connection(connection)).collect(),
         protect: root.protect.into_iter().filter_map(|protect| checker.protect(protect)).collect(),
         allow: root.allow.into_iter().filter_map(|allow| checker.allow(allow)).collect(),
-        limits: checker.limits(&root.limits),
+        limits,
     };
     checker.across(&config);
     if checker.faults.is_empty() {
@@ -76,7 +78,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn section(table: &str) -> Self {
+    pub(super) fn section(table: &str) -> Self {
         Self { line: 0, table: table.to_owned() }
     }
 }
@@ -212,7 +214,7 @@ impl Checker<'_> {
         })
     }
 
-    fn agent(&mut self, raw: Spanned<raw::Agent>) -> Agent {
+    fn agent(&mut self, raw: Spanned<raw::Agent>, limits: AgentLimits) -> Agent {
         let place = self.place("agent", &raw.get_ref().name, &raw);
         let raw = raw.into_inner();
         self.name(&place, &raw.name);
@@ -224,8 +226,10 @@ impl Checker<'_> {
             self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`"));
         }
         let egress = self.egress(&place, raw.egress.as_deref(), raw.egress_allow);
+        let limits = self.agent_limits(&place, &raw.limits, limits);
         Agent {
             egress,
+            limits,
             name: raw.name,
             user: raw.user,
             issuer: raw.issuer,
@@ -359,42 +363,6 @@ impl Checker<'_> {
         Some(Allow { who, reason: raw.reason })
     }
 
-    fn limits(&mut self, raw: &raw::Limits) -> Limits {
-        let place = Place::section("limits");
-        let mut size = |key: &str, value: Option<usize>, default: usize, least: usize, most: usize| {
-            let value = value.unwrap_or(default);
-            if !(least..=most).contains(&value) {
-                self.fault(&place, key, format!("{value} is outside {least}..={most}"));
-            }
-            value
-        };
-        let message_bytes = size("message_bytes", raw.message_bytes, 64 << 20, 64 << 10, 1 << 30);
-        let server_message_bytes = size("server_message_bytes", raw.server_message_bytes, 1 << 30, 64 << 10, 1 << 30);
-        let statement_bytes =
-            size("statement_bytes", raw.statement_bytes, 1 << 20, 1 << 10, crate::sql::MAX_TEXT_BYTES);
-        let most = crate::sql::ReadLimits::default();
-        let statement_nesting = size("statement_nesting", raw.statement_nesting, most.nesting, 8, most.nesting);
-        let statement_tokens = size("statement_tokens", raw.statement_tokens, most.tokens, 64, most.tokens);
-        let connections = size("connections", raw.connections, 2_000, 1, 100_000);
-        let connections_per_agent = size("connections_per_agent", raw.connections_per_agent, 500, 1, 100_000);
-        let pipeline = size("pipeline", raw.pipeline, 20_000, 16, 1_000_000);
-        let prepared_statements = size("prepared_statements", raw.prepared_statements, 10_000, 1, 1_000_000);
-        let idle = self.duration(&place, "idle", raw.idle.as_deref(), Duration::from_secs(12 * 3600));
-        Limits {
-            message_bytes,
-            server_message_bytes,
-            statement_bytes,
-            statement_nesting,
-            statement_tokens,
-            startup: self.duration(&place, "startup", raw.startup.as_deref(), Duration::from_secs(30)),
-            idle: (!idle.is_zero()).then_some(idle),
-            connections,
-            connections_per_agent,
-            pipeline,
-            prepared_statements,
-        }
-    }
-
     /// What can only be seen with all tables side by side.
     fn across(&mut self, config: &Config) {
         let twice = |kind: &str, names: Vec<&str>, faults: &mut Vec<Fault>| {
@@ -463,7 +431,7 @@ impl Checker<'_> {
         path
     }
 
-    fn duration(&mut self, place: &Place, key: &str, text: Option<&str>, default: Duration) -> Duration {
+    pub(super) fn duration(&mut self, place: &Place, key: &str, text: Option<&str>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
         match jiff::SignedDuration::from_str(text).ok().and_then(|duration| Duration::try_from(duration).ok()) {
             Some(duration) => duration,

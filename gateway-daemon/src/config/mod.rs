@@ -10,6 +10,7 @@ mod check;
 mod egress;
 mod error;
 mod host;
+mod limits;
 mod network;
 mod raw;
 mod servers;
@@ -24,7 +25,7 @@ pub use network::Network;
 
 pub use crate::protocol::postgres::upstream::SessionAttributes;
 
-use crate::secret::SecretRef;
+use crate::{limits::AgentLimits, secret::SecretRef};
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/weir/weir.toml";
@@ -147,6 +148,8 @@ pub struct Agent {
     pub token_file: Option<PathBuf>,
     /// What it may reach beside declared addresses.
     pub egress: Egress,
+    /// What it may use up.
+    pub limits: AgentLimits,
 }
 
 /// `[[connection]]`
@@ -254,12 +257,12 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// Sessions at once.
     pub connections: usize,
-    /// Sessions at once of one agent.
-    pub connections_per_agent: usize,
     /// Messages of one session that wait for the server's answer.
     pub pipeline: usize,
     /// Prepared statements and cursors of one session.
     pub prepared_statements: usize,
+    /// What an agent may use up that has no limits of its own.
+    pub agent: AgentLimits,
 }
 
 impl std::fmt::Display for Allowed {

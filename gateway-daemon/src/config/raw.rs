@@ -87,6 +87,8 @@ pub(super) struct Agent {
     pub(super) egress: Option<String>,
     #[serde(default)]
     pub(super) egress_allow: Vec<EgressAllow>,
+    #[serde(default)]
+    pub(super) limits: AgentLimits,
 }
 
 #[derive(Deserialize)]
@@ -152,9 +154,23 @@ pub(super) struct Limits {
     pub(super) startup: Option<String>,
     pub(super) idle: Option<String>,
     pub(super) connections: Option<usize>,
-    pub(super) connections_per_agent: Option<usize>,
     pub(super) pipeline: Option<usize>,
     pub(super) prepared_statements: Option<usize>,
+    #[serde(default)]
+    pub(super) agent: AgentLimits,
+}
+
+/// What stands in `[limits.agent]` for all, and in an agent's `limits` for one.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AgentLimits {
+    pub(super) connections: Option<u64>,
+    pub(super) connects_per_second: Option<u64>,
+    pub(super) statements_per_second: Option<u64>,
+    pub(super) rows_per_hour: Option<u64>,
+    pub(super) bytes_per_hour: Option<u64>,
+    pub(super) record_bytes_per_hour: Option<u64>,
+    pub(super) store_share: Option<u64>,
 }
 
 /// What serde says of a value that is no reference quotes the value, which may be the secret itself.

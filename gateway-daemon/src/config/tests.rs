@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use super::{Config, Egress, EgressMode, Guard, Network, UpstreamTls, raw};
+use crate::limits::AgentLimits;
 
 const GOOD: &str = r#"
 [[issuer]]
@@ -91,6 +92,22 @@ fn weirs_cgroup_lies_below_the_scope() {
 }
 
 #[test]
+fn an_agent_has_the_limits_of_all_but_for_its_own() {
+    let text = GOOD.replace("user = \"agent-claude\"", "user = \"agent-claude\"\nlimits = { rows_per_hour = 5 }");
+    let text = format!("{text}\n[limits.agent]\nrows_per_hour = 7\nconnections = 3\n");
+    let config = Config::parse(Path::new("weir.toml"), &text).unwrap();
+    assert_eq!((config.limits.agent.rows_per_hour, config.limits.agent.connections), (7, 3));
+    assert_eq!(config.agents[0].limits, AgentLimits { rows_per_hour: 5, ..config.limits.agent });
+    for (wrong, where_) in [
+        (text.replace("rows_per_hour = 5", "rows_per_hour = 0"), "agent \"claude\".rows_per_hour"),
+        (text.replace("connections = 3", "store_share = 101"), "limits.agent.store_share"),
+    ] {
+        let faults = faults(&wrong);
+        assert!(faults.contains(where_) && faults.contains("is outside 1..="), "{faults}");
+    }
+}
+
+#[test]
 fn a_value_of_another_type_is_told_in_the_words_of_the_file() {
     for (wrong, mend) in [
         (format!("[daemon]\nlistener_port = \"943\"\n{GOOD}"), "a whole number without quotes"),
@@ -118,7 +135,11 @@ fn the_readme_names_every_table_and_key_that_exists_and_no_other() {
     let mut tables = BTreeSet::new();
     for section in reference.split("\n### ").skip(1) {
         let heading = section.split('`').nth(1).unwrap();
-        tables.insert(heading.trim_matches(['[', ']']).to_owned());
+        let name = heading.trim_matches(['[', ']']);
+        // A table within another is a key of that one.
+        if !name.contains('.') {
+            tables.insert(name.to_owned());
+        }
         let keys = section.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next());
         // The table of credentials has references in its first column.
         let keys: BTreeSet<String> = keys.filter(|key| !key.contains([' ', '{'])).map(str::to_owned).collect();

@@ -180,6 +180,7 @@ async fn serve(
         tracing::warn!(sessions = weir.sessions.count(), "sessions did not end in time");
     }
     weir.record_repeated(Duration::ZERO);
+    weir.front.record_gathered(Duration::ZERO);
     weir.record_admin(None, "daemon-stop", "in order; the programs stay and refuse".to_owned());
     weir.recorder.close();
     Ok(())

@@ -88,6 +88,7 @@ pub(super) async fn record(weir: Arc<Weir>) {
     loop {
         tokio::time::sleep(FOLD / 4).await;
         weir.record_repeated(FOLD);
+        weir.front.record_gathered(FOLD);
     }
 }
 

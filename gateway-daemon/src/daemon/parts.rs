@@ -14,6 +14,7 @@ use crate::{
         issuer::{IssuerSettings, SettingsError},
         token::{Algorithm, TokenSettings},
     },
+    limits::Accounts,
     protocol::postgres::{
         cancels::Cancels,
         machine::MachineLimits,
@@ -128,7 +129,9 @@ pub(super) async fn assemble(
     warn_of_unknown_users(&config);
     warn_of_credentials(&config).await;
     let issuers = config.issuers.iter().map(issuer).collect::<Result<Vec<_>, _>>()?;
-    let recorder = open_record(&config, options.recording).await?;
+    let agents = config.agents.iter().map(|agent| (agent.name.as_str(), agent.limits));
+    let accounts = Arc::new(Accounts::new(agents));
+    let recorder = open_record(&config, options.recording, &accounts).await?;
     let registry = Registry::open(&config.daemon.state_dir)?;
     let ca = Arc::new(HostCa::open_or_create(&config.daemon.state_dir.join("ca"), declared_names(&config))?);
     write_certificates(&config, &ca)?;
@@ -145,11 +148,12 @@ pub(super) async fn assemble(
     kernel.set_protected(&protected)?;
     forget_ended_runs(&cgroups, &kernel)?;
     let targets = config.connections.iter().map(servers::target).collect::<Result<Vec<_>, _>>()?;
-    let sessions = Sessions::new(config.limits.connections, config.limits.connections_per_agent);
+    let sessions = Sessions::new(config.limits.connections);
     let front = Arc::new(Front {
         recorder: recorder.clone(),
         policies: policies.clone(),
         cache: Arc::new(ReadingCache::new(CacheLimits::default(), read_limits(&config.limits))),
+        accounts,
         sessions: sessions.clone(),
         cancels: Arc::new(Cancels::default()),
         ca: ca.clone(),
@@ -276,12 +280,13 @@ fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
     Issuer::new(settings).map(Arc::new).map_err(named)
 }
 
-async fn open_record(config: &Config, recording: Recording) -> Result<Recorder, StartError> {
+async fn open_record(config: &Config, recording: Recording, accounts: &Arc<Accounts>) -> Result<Recorder, StartError> {
     if recording == Recording::UnsafeOff {
         return Ok(Recorder::without_record());
     }
     let mut settings = StoreSettings::new(&config.store.dir);
     settings.window_bytes = config.store.window_bytes;
+    settings.accounts = accounts.clone();
     // Opening may repair a window after a crash.
     let opened = spawn_blocking(move || Recorder::open(settings)).await;
     let (recorder, findings) = opened.map_err(|_| StoreError::Closed)??;

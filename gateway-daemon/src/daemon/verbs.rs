@@ -10,7 +10,7 @@ use super::{Weir, known, parts, runs};
 use crate::{
     control::{Connection, ConnectionError, ExplainRequest, RecordRequest, Reply, Request, Server},
     identity::{Group, Identity, Run, Standing, Subject},
-    policy::{self, Query, Verdict},
+    policy::{self, Had, Query, Verdict},
     protocol::postgres::{judge::mode_for, reserved::Reserved, tls::CaView},
     record::{LogFilter, Reader, SessionId, StoreError},
     sql::Access,
@@ -283,13 +283,14 @@ impl Weir {
                 database: &database,
                 protocol: "postgres",
                 now: SystemTime::now(),
+                had: self.front.accounts.of(&agent.name).map_or(Had::Assumed(&[]), |account| Had::Counted(account)),
                 accesses: &accesses,
             },
             mode,
         );
         let reserved = Reserved { role: &target.user, identity_parameters: target.identity_parameters };
         if let Some(Verdict::Deny { reason, .. }) = reserved.refusal(&accesses) {
-            explanation.allowed = false;
+            (explanation.allowed, explanation.observed) = (false, false);
             explanation.reason = reason;
         }
         let mut row = serde_json::to_value(&explanation).map_err(|error| error.to_string())?;

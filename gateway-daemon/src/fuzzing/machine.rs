@@ -13,6 +13,7 @@ use super::{
     take_message,
 };
 use crate::{
+    limits::{Account, AgentLimits},
     policy::{Decision, Denier, PolicySetId, Verdict},
     protocol::postgres::{
         answer::ErrorAnswer,
@@ -126,7 +127,7 @@ impl Judge for Rc<Policy> {
             set: PolicySetId([0; 32]),
             durable_first: has_effects(reading),
         };
-        Arc::new(Judgement { decision, accesses: Vec::new() })
+        Arc::new(Judgement { decision, accesses: Vec::new(), tables: Arc::default(), reads_volume: false })
     }
 
     fn forwarding(&mut self, _: &Reading) -> Result<(), String> {
@@ -205,7 +206,7 @@ impl Session {
         let policy = Rc::<Policy>::default();
         let log = Recorder::without_record().session(SessionId(1));
         Self {
-            machine: Machine::new(Rc::clone(&policy), log, LIMITS, NONCE),
+            machine: Machine::new(Rc::clone(&policy), log, LIMITS, Account::alone("", AgentLimits::NONE), NONCE),
             policy,
             from_agent: Vec::new(),
             from_server: Vec::new(),

@@ -8,7 +8,7 @@ use cedar_policy::{
 };
 
 use super::rule::Reads;
-use crate::sql::Columns;
+use crate::{limits::Volume, sql::Columns};
 
 /// What of a question lies outside the statement.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,8 @@ pub(super) struct Circumstances<'a> {
     pub(super) protocol: &'a str,
     /// When it is asked.
     pub(super) now: SystemTime,
+    /// What the agent has had of the object.
+    pub(super) volume: Volume,
 }
 
 /// What came of one question.
@@ -76,7 +78,7 @@ fn failure(error: &AuthorizationError) -> (PolicyId, String) {
 /// # Errors
 /// A time that Cedar cannot hold.
 pub(super) fn context(columns: &Columns, circumstances: &Circumstances<'_>, reads: Reads) -> Result<Context, String> {
-    let mut pairs = Vec::with_capacity(4);
+    let mut pairs = Vec::with_capacity(6);
     if reads.columns {
         pairs.push(("columns".to_owned(), RestrictedExpression::new_set(named(columns))));
     }
@@ -90,6 +92,14 @@ pub(super) fn context(columns: &Columns, circumstances: &Circumstances<'_>, read
     if reads.protocol {
         let protocol = circumstances.protocol.to_owned();
         pairs.push(("protocol".to_owned(), RestrictedExpression::new_string(protocol)));
+    }
+    if reads.volume {
+        let Volume { rows, bytes } = circumstances.volume;
+        for (name, had) in [("rowsThisHour", rows), ("bytesThisHour", bytes)] {
+            // More than Cedar's numbers hold is as much as they hold.
+            let had = i64::try_from(had).unwrap_or(i64::MAX);
+            pairs.push((name.to_owned(), RestrictedExpression::new_long(had)));
+        }
     }
     Context::from_pairs(pairs).map_err(|error| error.to_string())
 }
@@ -112,7 +122,7 @@ impl Circumstances<'static> {
     /// A fixed moment: Monday, 23 November 2026, 12:00 UTC.
     pub(super) fn test() -> Self {
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_795_435_200);
-        Self { protocol: "postgres", now }
+        Self { protocol: "postgres", now, volume: Volume { rows: 7, bytes: 700 } }
     }
 }
 
@@ -179,7 +189,7 @@ mod tests {
     #[test]
     fn a_clock_out_of_range_is_an_error_and_not_a_time() {
         let far = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 42);
-        let circumstances = Circumstances { protocol: "postgres", now: far };
+        let circumstances = Circumstances { now: far, ..Circumstances::test() };
         assert!(context(&Columns::None, &circumstances, Reads::everything()).is_err());
         assert!(context(&Columns::None, &circumstances, Reads::default()).is_ok());
     }

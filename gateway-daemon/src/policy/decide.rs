@@ -8,10 +8,12 @@ use super::{
     Decision, DeniedAccess, Denier, PolicyId, PolicySet, Verdict,
     ask::{Circumstances, Outcome},
     names::entity_name,
+    rule::Reads,
     slice::Answer,
 };
 use crate::{
     identity::Identity,
+    limits::{Account, TableId, Volume},
     sql::{Access, Object},
 };
 
@@ -33,26 +35,72 @@ pub struct Query<'a> {
     pub protocol: &'a str,
     /// The time of the decision.
     pub now: SystemTime,
+    /// What the agent has had within the hour.
+    pub had: Had<'a>,
     /// What the statement does. A statement without accesses is refused: it was not understood.
     pub accesses: &'a [Access],
 }
 
 impl<'a> Query<'a> {
-    pub(super) const fn circumstances(&self) -> Circumstances<'a> {
-        Circumstances { protocol: self.protocol, now: self.now }
+    /// As far as policies read them of an access to this object.
+    pub(super) fn circumstances(&self, reads: Reads, object: &Object) -> Circumstances<'a> {
+        let volume = if reads.volume { self.volume(object) } else { Volume::default() };
+        Circumstances { protocol: self.protocol, now: self.now, volume }
     }
+
+    /// What the agent has had of an object; nothing of what is no table.
+    pub(super) fn volume(&self, object: &Object) -> Volume {
+        match (self.had, object) {
+            (Had::Counted(account), Object::Relation { schema, name }) => {
+                let (connection, database) = (self.connection.into(), self.database.into());
+                account.volume(&TableId { connection, database, schema: schema.clone(), name: name.clone() })
+            }
+            (Had::Assumed(volumes), object) => {
+                volumes.iter().find(|(of, _)| of == object).map(|(_, volume)| *volume).unwrap_or_default()
+            }
+            (Had::Counted(_), _) => Volume::default(),
+        }
+    }
+}
+
+/// Whence it is known what an agent has had within the hour.
+#[derive(Debug, Clone, Copy)]
+pub enum Had<'a> {
+    /// From its account.
+    Counted(&'a Account),
+    /// For a test: so much of these objects, and nothing of others.
+    Assumed(&'a [(Object, Volume)]),
+}
+
+/// A decision, and what it is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// The decision.
+    pub decision: Decision,
+    /// Whether the same question has this answer for as long as the policies and the identity are the same.
+    pub lasts: bool,
+    /// Whether it depends on what the agent has had.
+    pub reads_volume: bool,
 }
 
 impl PolicySet {
     /// Decides on one statement. Does not block, but for short locks.
     pub fn decide(&self, query: &Query<'_>) -> Decision {
-        let durable_first = query.accesses.is_empty()
-            || query.accesses.iter().any(|access| access.action.class().durable_before_forward());
-        let (verdict, policies) = self.verdict(query);
-        Decision { verdict, policies, set: self.id(), durable_first }
+        self.decide_for(query).decision
     }
 
-    fn verdict(&self, query: &Query<'_>) -> (Verdict, Vec<PolicyId>) {
+    /// The same, with how long the decision holds.
+    pub fn decide_for(&self, query: &Query<'_>) -> Decided {
+        let durable_first = query.accesses.is_empty()
+            || query.accesses.iter().any(|access| access.action.class().durable_before_forward());
+        let mut reads = Reads::default();
+        let (verdict, policies) = self.verdict(query, &mut reads);
+        let decision = Decision { verdict, policies, set: self.id(), durable_first };
+        Decided { decision, lasts: !reads.what_changes(), reads_volume: reads.volume }
+    }
+
+    /// `all_read` gets what of the context the answers depend on.
+    fn verdict(&self, query: &Query<'_>, all_read: &mut Reads) -> (Verdict, Vec<PolicyId>) {
         if query.accesses.is_empty() {
             return deny_by_weir("it was not understood: nothing is known of what it does".to_owned());
         }
@@ -70,7 +118,8 @@ impl PolicySet {
                     "it does more than {MAX_ACCESSES} different things, the limit of one statement"
                 ));
             }
-            let Answer { outcome, policies } = principal.answer(self.rules(), query, access);
+            let Answer { outcome, policies, reads } = principal.answer(self.rules(), query, access);
+            *all_read = all_read.union(reads);
             let Some(reason) = self.refusal(query, access, &outcome, &policies) else {
                 permits.extend(policies);
                 continue;

@@ -48,6 +48,10 @@ pub struct ExplainedAccess {
     pub what: String,
     /// The columns it names; `*` when it may be every one.
     pub columns: Vec<String>,
+    /// Rows that the agent has had of it within the hour.
+    pub rows_this_hour: u64,
+    /// Bytes of the same answers.
+    pub bytes_this_hour: u64,
     /// Whether it is permitted.
     pub allowed: bool,
     /// Why not; empty when it is.
@@ -82,7 +86,7 @@ pub fn explain(set: &PolicySet, query: &Query<'_>, mode: Mode) -> Explanation {
     let mut seen = hashbrown::HashSet::new();
     let distinct = query.accesses.iter().filter(|access| seen.insert(*access)).take(MAX_ACCESSES);
     let explained = |access: &Access| {
-        let answer = principal.answer(set.rules(), query, access);
+        let (answer, volume) = (principal.answer(set.rules(), query, access), query.volume(&access.object));
         let refusal = set.refusal(query, access, &answer.outcome, &answer.policies);
         let others = match (&refusal, &*answer.policies) {
             (Some(_), []) => {
@@ -93,6 +97,8 @@ pub fn explain(set: &PolicySet, query: &Query<'_>, mode: Mode) -> Explanation {
         ExplainedAccess {
             what: what(query, access),
             columns: columns(&access.columns),
+            rows_this_hour: volume.rows,
+            bytes_this_hour: volume.bytes,
             allowed: refusal.is_none(),
             reason: refusal.unwrap_or_default(),
             policies: answer.policies.iter().filter_map(|PolicyId(id)| set.rule(id)).map(PolicyNote::of).collect(),
@@ -162,6 +168,9 @@ impl fmt::Display for ExplainedAccess {
         let verdict = if self.allowed { "permitted" } else { "refused" };
         let columns = if self.columns.is_empty() { String::new() } else { format!(" ({})", self.columns.join(", ")) };
         writeln!(f, "{verdict:<9} {}{}", printable(&self.what), printable(&columns))?;
+        if (self.rows_this_hour, self.bytes_this_hour) != (0, 0) {
+            writeln!(f, "    this hour so far: {} rows, {} bytes", self.rows_this_hour, self.bytes_this_hour)?;
+        }
         for note in &self.policies {
             writeln!(f, "    {note}")?;
         }

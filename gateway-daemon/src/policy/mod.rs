@@ -27,7 +27,7 @@ mod source;
 mod trial;
 
 pub use check::{Check, check};
-pub use decide::{MAX_ACCESSES, Query};
+pub use decide::{Decided, Had, MAX_ACCESSES, Query};
 pub use decision::{
     Clearance, Decision, DeniedAccess, Denier, EffectClearance, ForRecord, LiftOnRecord, Lifted, Lifts, Mode,
     NotCleared, PolicyId, PolicySetId, ReadClearance, Refusal, Verdict,

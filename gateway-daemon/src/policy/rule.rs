@@ -74,6 +74,7 @@ pub(super) struct Reads {
     pub(super) all_columns: bool,
     pub(super) now: bool,
     pub(super) protocol: bool,
+    pub(super) volume: bool,
 }
 
 impl Scope {
@@ -134,18 +135,24 @@ impl Reads {
         self != Self::default()
     }
 
+    /// Whether the same question may be answered otherwise a moment later.
+    pub(super) const fn what_changes(self) -> bool {
+        self.now || self.volume
+    }
+
     pub(super) fn union(self, other: Self) -> Self {
         Self {
             columns: self.columns || other.columns,
             all_columns: self.all_columns || other.all_columns,
             now: self.now || other.now,
             protocol: self.protocol || other.protocol,
+            volume: self.volume || other.volume,
         }
     }
 
     /// The whole context.
     pub(super) const fn everything() -> Self {
-        Self { columns: true, all_columns: true, now: true, protocol: true }
+        Self { columns: true, all_columns: true, now: true, protocol: true, volume: true }
     }
 
     fn walk(&mut self, json: &Value) {
@@ -172,6 +179,7 @@ impl Reads {
             "allColumns" => self.all_columns = true,
             "now" => self.now = true,
             "protocol" => self.protocol = true,
+            "rowsThisHour" | "bytesThisHour" => self.volume = true,
             _ => *self = Self::everything(),
         }
     }
@@ -213,6 +221,8 @@ mod tests {
             Reads { columns: true, ..nothing }
         );
         assert_eq!(reads("context has protocol"), Reads { protocol: true, ..nothing });
+        assert_eq!(reads("context.rowsThisHour < 5"), Reads { volume: true, ..nothing });
+        assert_eq!(reads("context.bytesThisHour < 5"), Reads { volume: true, ..nothing });
         assert_eq!(reads("context[\"now\"] == context.now"), Reads { now: true, ..nothing });
         assert_eq!(reads("{a: context}.a.now == context.now"), Reads::everything());
         assert_eq!(reads("context == context"), Reads::everything());

@@ -38,12 +38,6 @@ impl PolicySet {
         self.rules.is_empty()
     }
 
-    /// Whether a policy reads `context.now`. Then a decision must not be kept: the same question may be answered
-    /// otherwise a moment later.
-    pub fn reads_time(&self) -> bool {
-        self.rules.iter().any(|rule| rule.reads.now)
-    }
-
     pub(super) fn rules(&self) -> &[Rule] {
         &self.rules
     }

@@ -58,13 +58,15 @@ pub(super) struct Principal {
 pub(super) struct Answer {
     pub(super) outcome: Outcome,
     pub(super) policies: Vec<PolicyId>,
+    /// What of the context it depends on.
+    pub(super) reads: Reads,
 }
 
 /// What is known of one action on one object by one agent.
 enum Slice {
     /// No policy of the slice reads the context: the answer stands.
     Answered(Answer),
-    /// The answer depends on columns, time or protocol.
+    /// The answer depends on columns, time, protocol or volume.
     Open(Box<Question>),
 }
 
@@ -145,7 +147,9 @@ impl Principal {
         });
         match &*slice {
             Slice::Answered(answer) => answer.clone(),
-            Slice::Open(question) => question.put(&access.columns, &query.circumstances()),
+            Slice::Open(question) => {
+                question.put(&access.columns, &query.circumstances(question.reads, &access.object))
+            }
         }
     }
 
@@ -153,10 +157,15 @@ impl Principal {
         let resource = Resource::new(query.connection, query.database, &access.object);
         let chosen = self.matching(rules, access.action, &resource);
         match Question::new(&chosen, query.identity, access.action, &resource) {
-            Err(message) => Slice::Answered(Answer { outcome: Outcome::Failed { message }, policies: Vec::new() }),
+            Err(message) => {
+                let (outcome, policies) = (Outcome::Failed { message }, Vec::new());
+                Slice::Answered(Answer { outcome, policies, reads: Reads::default() })
+            }
             Ok(question) if question.reads.anything() => Slice::Open(Box::new(question)),
             // Whatever the columns and the time are, the answer is the same.
-            Ok(question) => Slice::Answered(question.put(&Columns::None, &query.circumstances())),
+            Ok(question) => {
+                Slice::Answered(question.put(&Columns::None, &query.circumstances(question.reads, &access.object)))
+            }
         }
     }
 
@@ -224,11 +233,11 @@ impl Question {
 
     fn put(&self, columns: &Columns, circumstances: &Circumstances<'_>) -> Answer {
         match context(columns, circumstances, self.reads) {
-            Err(message) => Answer { outcome: Outcome::Failed { message }, policies: Vec::new() },
+            Err(message) => Answer { outcome: Outcome::Failed { message }, policies: Vec::new(), reads: self.reads },
             Ok(context) => {
                 let (outcome, policies) = ask(&self.policies, &self.entities, self.uids.clone(), context);
                 let id = |id: cedar_policy::PolicyId| PolicyId(AsRef::<str>::as_ref(&id).into());
-                Answer { outcome, policies: policies.into_iter().map(id).collect() }
+                Answer { outcome, policies: policies.into_iter().map(id).collect(), reads: self.reads }
             }
         }
     }
@@ -238,9 +247,8 @@ impl Question {
 #[cfg(test)]
 pub(super) fn answer_of_all(rules: &[Rule], query: &Query<'_>, access: &Access) -> Answer {
     let resource = Resource::new(query.connection, query.database, &access.object);
-    Question::new(&rules.iter().collect::<Vec<_>>(), query.identity, access.action, &resource)
-        .unwrap()
-        .put(&access.columns, &query.circumstances())
+    let question = Question::new(&rules.iter().collect::<Vec<_>>(), query.identity, access.action, &resource).unwrap();
+    question.put(&access.columns, &query.circumstances(question.reads, &access.object))
 }
 
 #[derive(PartialEq, Eq, Hash)]

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     identity::{Group, Identity, Subject},
+    limits::Volume,
     sql::{Columns, Name, Object},
 };
 
@@ -31,7 +32,7 @@ pub(super) fn failure(policy: &Policy, scope: &Scope) -> Option<String> {
     let uids = [names::agent_uid(&identity), action_uid(action.name()), resource.chain.first()?.uid()];
     let entities = names::entities(&identity, action, &resource).ok()?;
     let set = PolicySet::from_policies([policy.clone()]).ok()?;
-    let circumstances = Circumstances { protocol: "postgres", now: SystemTime::now() };
+    let circumstances = Circumstances { protocol: "postgres", now: SystemTime::now(), volume: Volume::default() };
     let some: BTreeSet<Name> = [ANY.into()].into();
     [Columns::None, Columns::Some(some), Columns::All].iter().find_map(|columns| {
         let context = context(columns, &circumstances, Reads::everything()).ok()?;

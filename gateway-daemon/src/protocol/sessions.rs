@@ -42,14 +42,21 @@ pub struct SessionView {
 pub struct Sessions {
     book: Mutex<Book>,
     limit: usize,
-    limit_per_agent: usize,
 }
 
 #[derive(Debug, Default)]
 struct Book {
     open: HashMap<SessionId, Entry>,
-    /// By agent; none is 0.
-    openings: HashMap<Arc<str>, usize>,
+    openings: usize,
+    /// By agent; none has nothing.
+    agents: HashMap<Arc<str>, Held>,
+}
+
+/// What one agent holds.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    open: usize,
+    openings: usize,
 }
 
 #[derive(Debug)]
@@ -84,51 +91,54 @@ pub enum TooMany {
         limit: usize,
     },
     /// Of the agent.
-    #[error("the agent has {limit} sessions open, the limit of limits.connections_per_agent")]
+    #[error("the agent has {limit} sessions open, its limit `connections`; free again when one of them ends")]
     Agent {
         /// The limit.
-        limit: usize,
+        limit: u64,
     },
 }
 
 impl Sessions {
     /// None yet.
-    pub fn new(limit: usize, limit_per_agent: usize) -> Arc<Self> {
-        Arc::new(Self { book: Mutex::default(), limit, limit_per_agent })
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { book: Mutex::default(), limit })
     }
 
-    /// Takes a place for a connection that was accepted, until it is a session or has ended.
+    /// Takes a place for a connection that was accepted, until it is a session or has ended. The agent may have `limit`
+    /// sessions.
     ///
     /// # Errors
     /// The limit that is reached, with the surplus.
-    pub fn begin(self: &Arc<Self>, agent: &Arc<str>) -> Result<Opening, TooMany> {
+    pub fn begin(self: &Arc<Self>, agent: &Arc<str>, limit: u64) -> Result<Opening, TooMany> {
         let mut book = self.lock();
-        let all = book.open.len().saturating_add(book.openings.values().sum());
-        if all >= self.limit.saturating_add(SURPLUS) {
+        // The agent's own limit first: it is the one that it can do something about.
+        let held = book.agents.get(agent).copied().unwrap_or_default();
+        if reaches(held.open.saturating_add(held.openings), limit.saturating_add(count(SURPLUS))) {
+            return Err(TooMany::Agent { limit });
+        }
+        if book.open.len().saturating_add(book.openings) >= self.limit.saturating_add(SURPLUS) {
             return Err(TooMany::Host { limit: self.limit });
         }
-        let opening = book.openings.get(agent).copied().unwrap_or_default();
-        if book.open_of(agent).saturating_add(opening) >= self.limit_per_agent.saturating_add(SURPLUS) {
-            return Err(TooMany::Agent { limit: self.limit_per_agent });
-        }
-        book.openings.insert(agent.clone(), opening.saturating_add(1));
+        book.openings = book.openings.saturating_add(1);
+        book.change(agent, |held| held.openings = held.openings.saturating_add(1));
         Ok(Opening { sessions: self.clone(), agent: agent.clone() })
     }
 
-    /// Takes a session's place.
+    /// Takes a session's place; its agent may have `limit` of them.
     ///
     /// # Errors
     /// The limit that is reached.
-    pub fn enter(self: &Arc<Self>, view: SessionView) -> Result<Place, TooMany> {
+    pub fn enter(self: &Arc<Self>, view: SessionView, limit: u64) -> Result<Place, TooMany> {
         let (sender, end) = watch::channel(None);
         let mut book = self.lock();
+        if reaches(book.agents.get(&view.agent).copied().unwrap_or_default().open, limit) {
+            return Err(TooMany::Agent { limit });
+        }
         if book.open.len() >= self.limit {
             return Err(TooMany::Host { limit: self.limit });
         }
-        if book.open_of(&view.agent) >= self.limit_per_agent {
-            return Err(TooMany::Agent { limit: self.limit_per_agent });
-        }
         let id = view.id;
+        book.change(&view.agent, |held| held.open = held.open.saturating_add(1));
         book.open.insert(id, Entry { view, end: sender });
         Ok(Place { sessions: self.clone(), id, end })
     }
@@ -170,26 +180,37 @@ impl Sessions {
 }
 
 impl Book {
-    fn open_of(&self, agent: &Arc<str>) -> usize {
-        self.open.values().filter(|entry| entry.view.agent == *agent).count()
+    fn change(&mut self, agent: &Arc<str>, change: impl FnOnce(&mut Held)) {
+        let held = self.agents.entry(agent.clone()).or_default();
+        change(held);
+        if *held == Held::default() {
+            self.agents.remove(agent);
+        }
     }
+}
+
+fn reaches(held: usize, limit: u64) -> bool {
+    count(held) >= limit
+}
+
+fn count(held: usize) -> u64 {
+    u64::try_from(held).unwrap_or(u64::MAX)
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.sessions.lock().open.remove(&self.id);
+        let mut book = self.sessions.lock();
+        if let Some(entry) = book.open.remove(&self.id) {
+            book.change(&entry.view.agent, |held| held.open = held.open.saturating_sub(1));
+        }
     }
 }
 
 impl Drop for Opening {
     fn drop(&mut self) {
         let mut book = self.sessions.lock();
-        let left = book.openings.get(&self.agent).copied().unwrap_or_default().saturating_sub(1);
-        if left == 0 {
-            book.openings.remove(&self.agent);
-        } else {
-            book.openings.insert(self.agent.clone(), left);
-        }
+        book.openings = book.openings.saturating_sub(1);
+        book.change(&self.agent, |held| held.openings = held.openings.saturating_sub(1));
     }
 }
 
@@ -199,23 +220,23 @@ mod tests {
 
     #[test]
     fn start_ups_that_never_end_count_and_leave_room_for_a_cancel_request() {
-        let sessions = Sessions::new(1000, 2);
+        let sessions = Sessions::new(1000);
         let (busy, other): (Arc<str>, Arc<str>) = ("busy".into(), "other".into());
-        let mut openings: Vec<Opening> = (0..2 + SURPLUS).map(|_| sessions.begin(&busy).unwrap()).collect();
-        assert_eq!(sessions.begin(&busy).unwrap_err(), TooMany::Agent { limit: 2 });
-        sessions.begin(&other).unwrap();
+        let mut openings: Vec<Opening> = (0..2 + SURPLUS).map(|_| sessions.begin(&busy, 2).unwrap()).collect();
+        assert_eq!(sessions.begin(&busy, 2).unwrap_err(), TooMany::Agent { limit: 2 });
+        sessions.begin(&other, 2).unwrap();
         openings.pop();
-        sessions.begin(&busy).unwrap();
+        sessions.begin(&busy, 2).unwrap();
         drop(openings);
-        assert!(sessions.lock().openings.is_empty(), "every place came back");
+        assert!(sessions.lock().agents.is_empty(), "every place came back");
     }
 
     #[test]
     fn the_host_has_a_limit_over_all_agents() {
-        let sessions = Sessions::new(1, 100);
+        let sessions = Sessions::new(1);
         let openings: Vec<Opening> =
-            (0..=SURPLUS).map(|number| sessions.begin(&number.to_string().into()).unwrap()).collect();
-        assert_eq!(sessions.begin(&"late".into()).unwrap_err(), TooMany::Host { limit: 1 });
+            (0..=SURPLUS).map(|number| sessions.begin(&number.to_string().into(), 100).unwrap()).collect();
+        assert_eq!(sessions.begin(&"late".into(), 100).unwrap_err(), TooMany::Host { limit: 1 });
         drop(openings);
     }
 }

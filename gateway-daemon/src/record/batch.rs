@@ -18,7 +18,7 @@ use super::{
 pub(super) struct Batch {
     pub(super) rows: Rows,
     pub(super) last_seq: u64,
-    /// Bytes that no longer wait when it is durable.
+    /// Bytes of all pieces.
     pub(super) bytes: u64,
     pub(super) acks: Vec<Ack>,
 }
@@ -29,6 +29,8 @@ pub(super) struct Ack {
     pub(super) progress: Arc<Progress>,
     pub(super) upto: u64,
     pub(super) bytes_upto: u64,
+    /// Bytes of the piece.
+    pub(super) bytes: u64,
 }
 
 /// Makes a batch; moves the chain, the open sessions and the index on.
@@ -65,13 +67,14 @@ impl<'a> Maker<'a> {
         }
     }
 
-    pub(super) fn add(&mut self, piece: &Piece) {
+    pub(super) fn add(&mut self, piece: Piece) {
         for item in &piece.items {
             self.item(item, &piece.data);
         }
-        self.batch.bytes = self.batch.bytes.saturating_add(u64::try_from(piece.data.len()).unwrap_or(u64::MAX));
+        let bytes = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
+        self.batch.bytes = self.batch.bytes.saturating_add(bytes);
         let Piece { progress, upto, bytes_upto, .. } = piece;
-        self.batch.acks.push(Ack { progress: progress.clone(), upto: *upto, bytes_upto: *bytes_upto });
+        self.batch.acks.push(Ack { progress, upto, bytes_upto, bytes });
     }
 
     pub(super) fn finish(mut self) -> Batch {

@@ -10,6 +10,7 @@
 //!      └────────────── Progress (count, one wake) ◄─────┘
 //! ```
 
+mod backlog;
 mod batch;
 mod block;
 mod error;
@@ -29,6 +30,7 @@ mod session;
 mod settings;
 mod time;
 mod unfold;
+mod usage;
 mod window;
 mod writer;
 

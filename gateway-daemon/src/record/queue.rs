@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -13,12 +13,21 @@ use std::{
 use atomic_waker::AtomicWaker;
 use tokio::sync::watch;
 
-use super::{Receipt, SessionId, StoreError, pack::Packed, window::Window};
+use super::{Receipt, SessionId, StoreError, backlog::Backlog, pack::Packed, window::Window};
+use crate::limits::{Account, AgentLimits};
+
+/// Of the queue, what one agent may always have waiting, however much of it others hold.
+const OWN_PART: u64 = 16;
+/// Of the queue, what one agent's sessions together may run ahead before their servers are no longer read.
+const AHEAD_PART: u64 = 8;
+/// Bytes that a session may run ahead of the disk, and those that it always may.
+const AHEAD_BYTES: u64 = 4 << 20;
+const LEAST_AHEAD_BYTES: u64 = 64 << 10;
 
 /// What one session handed over at once.
 #[derive(Debug)]
 pub(super) struct Piece {
-    pub(super) progress: std::sync::Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
     /// The session's count with this piece.
     pub(super) upto: u64,
     /// The session's bytes with this piece, as [`Progress::bytes`] counts them.
@@ -56,9 +65,15 @@ pub(super) struct Progress {
     durable: AtomicU64,
     bytes: AtomicU64,
     waker: AtomicWaker,
+    /// Whose bytes they are.
+    pub(super) account: Option<Arc<Account>>,
 }
 
 impl Progress {
+    pub(super) fn of(account: Option<Arc<Account>>) -> Self {
+        Self { account, ..Self::default() }
+    }
+
     pub(super) fn durable(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
     }
@@ -118,6 +133,8 @@ pub(super) struct Shared {
     /// Bytes appended and not yet durable, of all sessions.
     waiting: AtomicU64,
     limit: u64,
+    /// What is Weir's own counts as that of one more agent.
+    pub(super) own: Arc<Account>,
     in_trouble: AtomicBool,
     trouble: Mutex<Option<StoreError>>,
     /// The last durable sequence number, for those who follow.
@@ -140,6 +157,7 @@ impl Shared {
             wake: Condvar::new(),
             waiting: AtomicU64::new(0),
             limit,
+            own: Account::alone("", AgentLimits::default()),
             in_trouble: AtomicBool::new(false),
             trouble: Mutex::default(),
             durable: watch::Sender::new(0),
@@ -147,19 +165,33 @@ impl Shared {
         }
     }
 
-    /// Takes room for bytes that are being appended.
-    pub(super) fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
+    /// Takes room for bytes that are being appended. When the queue is full, those are refused who fill it: an agent that
+    /// has little waiting still gets room, from a reserve as large as the queue.
+    pub(super) fn reserve(&self, progress: &Progress, bytes: u64) -> Result<(), StoreError> {
         let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if waiting <= self.limit {
+        let own = progress.account.as_ref().map_or(waiting, |account| account.wait(bytes));
+        let has_little = own <= self.limit / OWN_PART && waiting <= self.limit.saturating_mul(2);
+        if waiting <= self.limit || has_little {
             return Ok(());
         }
-        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        self.release(progress, bytes);
         Err(StoreError::Queue { waiting, limit: self.limit })
     }
 
     /// Gives room back.
-    pub(super) fn release(&self, bytes: u64) {
+    pub(super) fn release(&self, progress: &Progress, bytes: u64) {
         self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(account) = &progress.account {
+            account.wait_no_longer(bytes);
+        }
+    }
+
+    /// How far a session may run ahead of the disk: the less, the more sessions its agent has, so that they cannot fill
+    /// the queue together.
+    pub(super) fn allowance(&self, progress: &Progress) -> u64 {
+        let Some(account) = &progress.account else { return AHEAD_BYTES };
+        let logs = u64::try_from(account.logs()).unwrap_or(u64::MAX).max(1);
+        (self.limit / AHEAD_PART / logs).clamp(LEAST_AHEAD_BYTES, AHEAD_BYTES)
     }
 
     /// Hands a piece over. One lock a piece, a system call only when the writer sleeps.
@@ -167,6 +199,9 @@ impl Shared {
         let mut queue = self.lock();
         if queue.closing {
             return;
+        }
+        if let Some(account) = &piece.progress.account {
+            account.charge_record(u64::try_from(piece.data.len()).unwrap_or(u64::MAX));
         }
         queue.pieces.push_back(piece);
         let asleep = std::mem::take(&mut queue.asleep);
@@ -178,7 +213,7 @@ impl Shared {
 
     /// Moves all that waits to `backlog`; waits while there is nothing at all. False when the store is closing and
     /// everything was taken.
-    pub(super) fn take(&self, backlog: &mut VecDeque<Piece>) -> bool {
+    pub(super) fn take(&self, backlog: &mut Backlog) -> bool {
         let mut queue = self.lock();
         loop {
             backlog.append(&mut queue.pieces);
@@ -252,5 +287,43 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // The lock is held for moves alone, which leave the queue whole even if one could panic.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(name: &str) -> Progress {
+        Progress::of(Some(Account::alone(name, AgentLimits::NONE)))
+    }
+
+    #[test]
+    fn whoever_fills_the_queue_is_refused_and_nobody_else() {
+        let shared = Shared::new(1_600);
+        let (greedy, modest) = (agent("greedy"), agent("modest"));
+        shared.reserve(&greedy, 1_600).unwrap();
+        assert!(matches!(shared.reserve(&greedy, 1), Err(StoreError::Queue { waiting: 1_601, limit: 1_600 })));
+        shared.reserve(&modest, 100).unwrap();
+        assert!(shared.reserve(&modest, 1).is_err(), "a sixteenth, and no more while it is full");
+        shared.reserve(&Progress::of(Some(shared.own.clone())), 50).unwrap();
+        shared.release(&greedy, 1_600);
+        shared.reserve(&modest, 1_000).unwrap();
+        shared.reserve(&greedy, 400).unwrap();
+    }
+
+    #[test]
+    fn an_agent_s_sessions_share_what_they_may_run_ahead() {
+        let shared = Shared::new(256 << 20);
+        let greedy = agent("greedy");
+        assert_eq!(shared.allowance(&greedy), AHEAD_BYTES);
+        for _ in 0..64 {
+            greedy.account.as_ref().unwrap().log_begins();
+        }
+        assert_eq!(shared.allowance(&greedy), 512 << 10);
+        for _ in 0..10_000 {
+            greedy.account.as_ref().unwrap().log_begins();
+        }
+        assert_eq!(shared.allowance(&greedy), LEAST_AHEAD_BYTES);
     }
 }

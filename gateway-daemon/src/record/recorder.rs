@@ -1,7 +1,7 @@
 //! The way into the record: opening the store, and the handle from which sessions take their logs.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     fs,
     os::{
         fd::OwnedFd,
@@ -23,14 +23,17 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{
     AdminEvent, Event, Receipt, SessionId, SessionLog, StoreError, StoreSettings, Time,
+    backlog::Backlog,
     block::Block,
     index::Postings,
     pack::Packer,
     queue::{Piece, Progress, Role, Shared},
     session::pack_event,
+    usage::{Stored, Usage},
     window::{self, BLOCKS, Chain, Head, Window, at, damaged, guarded},
     writer::Writer,
 };
+use crate::limits::Account;
 
 /// Low bits of a session's number that count within the millisecond of the start.
 const SESSION_BITS: u32 = 22;
@@ -120,7 +123,12 @@ impl Recorder {
 
     /// The log of a new session. Its first event should be its `SessionStart`.
     pub fn session(&self, id: SessionId) -> SessionLog {
-        SessionLog::new(id, self.0.store.as_ref().map(|store| store.shared.clone()))
+        SessionLog::new(id, self.0.store.as_ref().map(|store| store.shared.clone()), None)
+    }
+
+    /// The same, counted as what this agent uses up.
+    pub fn session_of(&self, id: SessionId, account: &Arc<Account>) -> SessionLog {
+        SessionLog::new(id, self.0.store.as_ref().map(|store| store.shared.clone()), Some(account.clone()))
     }
 
     /// Records an event that belongs to no session: what the kernel refused, what people did. It is on its way when this
@@ -130,12 +138,12 @@ impl Recorder {
     /// # Errors
     /// When too much waits for the disk.
     pub fn record(&self, event: &Event) -> Result<Recorded, StoreError> {
-        let progress = Arc::<Progress>::default();
-        let Some(store) = &self.0.store else { return Ok(Recorded { shared: None, progress }) };
+        let Some(store) = &self.0.store else { return Ok(Recorded { shared: None, progress: Arc::default() }) };
+        let progress = Arc::new(Progress::of(Some(store.shared.own.clone())));
         let mut data = Vec::new();
         let item = pack_event(event, event.session(), Role::Other, &mut Packer::default(), &mut data)?;
         let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        store.shared.reserve(bytes)?;
+        store.shared.reserve(&progress, bytes)?;
         let items = vec![item];
         store.shared.push(Piece { progress: progress.clone(), upto: 1, bytes_upto: bytes, data, items });
         Ok(Recorded { shared: Some(store.shared.clone()), progress })
@@ -221,7 +229,10 @@ fn open_writer(settings: &StoreSettings) -> Result<(Writer, Vec<Finding>), Store
         Some(last) => last,
         None => first_window(settings)?,
     };
+    let mut usage = Usage::of(&window, &chain)?;
+    usage.look(settings);
     let writer = Writer {
+        usage,
         shared: Arc::new(Shared::new(settings.queue_bytes)),
         settings: settings.clone(),
         path: window.path.clone(),
@@ -231,7 +242,7 @@ fn open_writer(settings: &StoreSettings) -> Result<(Writer, Vec<Finding>), Store
         chain,
         live: BTreeMap::new(),
         postings,
-        backlog: VecDeque::new(),
+        backlog: Backlog::default(),
     };
     Ok((writer, findings))
 }
@@ -272,7 +283,7 @@ fn new_window_behind(settings: &StoreSettings, path: &Path) -> Result<Opened, St
 }
 
 fn new_window(settings: &StoreSettings, head: Head) -> Result<Opened, StoreError> {
-    let window = Window::create(settings, &head, &BTreeMap::new())?;
+    let window = Window::create(settings, &head, &BTreeMap::new(), &Stored::default())?;
     let chain = window.chain()?;
     Ok((window, chain, Postings::default(), Time(head.time), 0))
 }
@@ -293,7 +304,8 @@ fn postings_from(txn: &redb::ReadTransaction, from: u64, path: &Path) -> Result<
     Ok(postings)
 }
 
-fn blocks(meta: &fs::Metadata) -> u64 {
+/// Bytes that a file takes on its disk.
+pub(super) fn blocks(meta: &fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt;
     meta.blocks().saturating_mul(512)
 }

@@ -12,6 +12,7 @@ use super::{
     pack::{CHUNK, Packed, Packer, message_len, whole_messages},
     queue::{Direction, Item, Piece, Progress, Role, Shared},
 };
+use crate::limits::Account;
 
 /// Bytes after which events go to the writer without a [`SessionLog::commit`], so that a session holds little itself.
 const HAND_OVER: usize = 256 * 1024;
@@ -53,12 +54,16 @@ enum Phase {
 }
 
 impl SessionLog {
-    pub(super) fn new(id: SessionId, shared: Option<Arc<Shared>>) -> Self {
+    /// Its bytes count as those of the `account`'s agent.
+    pub(super) fn new(id: SessionId, shared: Option<Arc<Shared>>, account: Option<Arc<Account>>) -> Self {
+        if let Some(account) = &account {
+            account.log_begins();
+        }
         let reason = "cut off: the session ended without a word".into();
         Self {
             id,
             shared,
-            progress: Arc::default(),
+            progress: Arc::new(Progress::of(account)),
             appended: 0,
             packed: 0,
             handed: 0,
@@ -107,7 +112,7 @@ impl SessionLog {
         let before = self.data.len();
         let packed = pack_event(event, Some(self.id), role, &mut self.packer, &mut self.data);
         let item = packed.and_then(|item| {
-            shared.reserve(len(self.data.len() - before))?;
+            shared.reserve(&self.progress, len(self.data.len() - before))?;
             Ok(item)
         });
         match item {
@@ -178,6 +183,17 @@ impl SessionLog {
         self.bytes.saturating_add(open).saturating_sub(self.progress.bytes())
     }
 
+    /// Bytes by which the session may run ahead: beyond them it takes no more of its server's answers until
+    /// [`below`](Self::below) says so.
+    pub fn allowance(&self) -> u64 {
+        self.shared.as_ref().map_or(u64::MAX, |shared| shared.allowance(&self.progress))
+    }
+
+    /// Whether it is further ahead than it may be.
+    pub fn is_ahead(&self) -> bool {
+        self.bytes_ahead() > self.allowance()
+    }
+
     /// Waits until the first `upto` events are durable, and hands over what of them was not. The receipt is for all that
     /// is durable by then, so that what one commit wrote leaves in one go.
     ///
@@ -228,7 +244,7 @@ impl SessionLog {
         if self.open.as_ref().is_some_and(|open| (open.direction, open.request) != (direction, request)) {
             self.seal();
         }
-        shared.reserve(len(bytes.len()))?;
+        shared.reserve(&self.progress, len(bytes.len()))?;
         let mut inside = 0;
         while !bytes.is_empty() {
             let open = self.open.get_or_insert_with(|| Open { direction, request, raw: Vec::new() });
@@ -292,7 +308,7 @@ impl SessionLog {
         let chunk = self.packer.pack(&open.raw, &mut self.data);
         let stored = len(chunk.end.saturating_sub(chunk.start));
         // Compressed it takes less room than was taken for it.
-        shared.release(len(open.raw.len()).saturating_sub(stored));
+        shared.release(&self.progress, len(open.raw.len()).saturating_sub(stored));
         self.bytes = self.bytes.saturating_add(stored);
         let Open { direction, request, .. } = open;
         self.items.push(Item::Bytes { direction, session: self.id, request, chunk });
@@ -328,6 +344,9 @@ impl Drop for SessionLog {
             let _ = self.append(&Event::SessionEnd(self.totals.clone()));
         }
         self.commit();
+        if let Some(account) = &self.progress.account {
+            account.log_ends();
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 use redb::{BackendError, StorageBackend, backends::FileBackend};
 
 use super::Time;
+use crate::limits::Accounts;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -27,6 +28,8 @@ pub struct StoreSettings {
     pub cache_bytes: usize,
     /// Bytes that may wait for the disk, of all sessions together; over them events are refused.
     pub queue_bytes: u64,
+    /// Of whom each agent's bytes are counted.
+    pub accounts: Arc<Accounts>,
     /// Clock and files; other ones in tests.
     pub(super) world: Arc<dyn World>,
 }
@@ -39,6 +42,7 @@ impl StoreSettings {
             window_bytes: 512 * MIB,
             cache_bytes: 64 * 1024 * 1024,
             queue_bytes: 256 * MIB,
+            accounts: Arc::default(),
             world: Arc::new(Host),
         }
     }

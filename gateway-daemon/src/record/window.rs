@@ -17,6 +17,7 @@ use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table
 use super::{
     SessionId, StoreError, StoreSettings, Time,
     block::{Block, Hash},
+    usage::{STORED, Stored},
 };
 
 pub(super) const BLOCKS: TableDefinition<u64, &[u8]> = TableDefinition::new("blocks");
@@ -25,7 +26,7 @@ pub(super) const SESSIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("s
 pub(super) const INDEX: TableDefinition<u64, &[u8]> = TableDefinition::new("index");
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
-/// The key of the one row of [`META`].
+/// The key of a window's head in [`META`].
 pub(super) const HEAD: &str = "head";
 /// How window files end; what is in the making ends in `.new` and holds nothing yet.
 const SUFFIX: &str = ".redb";
@@ -164,6 +165,7 @@ impl Window {
         settings: &StoreSettings,
         head: &Head,
         live: &BTreeMap<u64, SessionRow>,
+        stored: &Stored,
     ) -> Result<Self, StoreError> {
         let path = settings.dir.join(file_name(Time(head.time), head.first));
         let mut unfinished = path.clone().into_os_string();
@@ -174,7 +176,7 @@ impl Window {
         let made = guarded(&path, || {
             let backend = settings.world.open(&unfinished, true).map_err(at(&path))?;
             let db = builder(settings).create_with_backend(backend).map_err(at(&path))?;
-            write_head(&db, head, live, &path)?;
+            write_head(&db, (head, live, stored), &path)?;
             fs::rename(&unfinished, &path).map_err(|error| StoreError::from_io(&path, &error))?;
             sync_dir(&settings.dir)?;
             Ok(Self { path: path.clone(), db: Arc::new(db) })
@@ -273,11 +275,16 @@ fn builder(settings: &StoreSettings) -> Builder {
     builder
 }
 
-fn write_head(db: &Database, head: &Head, live: &BTreeMap<u64, SessionRow>, path: &Path) -> Result<(), StoreError> {
+fn write_head(
+    db: &Database,
+    (head, live, stored): (&Head, &BTreeMap<u64, SessionRow>, &Stored),
+    path: &Path,
+) -> Result<(), StoreError> {
     let txn = db.begin_write().map_err(at(path))?;
     {
         let mut meta = txn.open_table(META).map_err(at(path))?;
         meta.insert(HEAD, encode(head)?.as_slice()).map_err(at(path))?;
+        meta.insert(STORED, encode(stored)?.as_slice()).map_err(at(path))?;
         for table in [BLOCKS, BALES, INDEX] {
             txn.open_table(table).map_err(at(path))?;
         }

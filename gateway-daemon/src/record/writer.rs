@@ -1,26 +1,22 @@
 //! The one thread that writes. It takes all that waits, commits it, and tells the sessions. When a commit fails everyone is
 //! refused, the store is closed, and the same batch is written again, with the same keys, until it is durable.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rustix::fs::statvfs;
 
 use super::{
     AdminEvent, Event, StoreError, StoreSettings, Time,
+    backlog::Backlog,
     batch::{Batch, Maker},
     index::Postings,
     pack::Packer,
-    queue::{Piece, Role, Shared},
+    queue::{Piece, Progress, Role, Shared},
     session::pack_event,
+    usage::{Stored, Usage},
     window::{Chain, Head, Rows, SessionRow, Window, guarded},
 };
 
-/// Bytes after which a batch takes no further piece: beyond, a commit gets longer and not cheaper.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Between two attempts to write a batch that failed.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -42,7 +38,8 @@ pub(super) struct Writer {
     pub(super) chain: Chain,
     pub(super) live: BTreeMap<u64, SessionRow>,
     pub(super) postings: Postings,
-    pub(super) backlog: VecDeque<Piece>,
+    pub(super) backlog: Backlog,
+    pub(super) usage: Usage,
 }
 
 /// What ends one window and begins the next. Made once, done as often as it takes.
@@ -53,6 +50,7 @@ struct Turn {
     head: Head,
     /// The sessions that are open, so that each window tells whose its events are.
     live: BTreeMap<u64, SessionRow>,
+    stored: Stored,
 }
 
 impl Writer {
@@ -76,6 +74,12 @@ impl Writer {
             if !self.write_until_durable(turn.as_ref(), &batch) {
                 return;
             }
+            self.usage.look_now_and_then(&self.settings);
+        }
+        if let Some(window) = &self.window
+            && let Err(error) = window.write_stored(&self.usage.closed(self.chain.next_seq))
+        {
+            tracing::warn!(%error, "the next start counts anew what each agent has on the record");
         }
         self.close_window();
     }
@@ -92,6 +96,7 @@ impl Writer {
         let Chain { next_seq, next_bale, hash, .. } = self.chain;
         let previous = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
         Turn {
+            stored: self.usage.next(previous.as_deref().unwrap_or_default(), next_seq),
             index: (next_seq, self.postings.take()),
             head: Head { first: next_seq, time: now.0, previous, hash, bale: next_bale },
             live: self.live.clone(),
@@ -100,18 +105,8 @@ impl Writer {
 
     fn next_batch(&mut self, now: Time) -> Batch {
         let mut maker = Maker::new(&mut self.chain, &mut self.live, &mut self.postings, now);
-        let (mut bytes, mut pieces) = (0usize, 0usize);
-        for piece in self.backlog.iter().take_while(|piece| {
-            let room = bytes < BATCH_BYTES;
-            bytes = bytes.saturating_add(piece.data.len());
-            room
-        }) {
-            maker.add(piece);
-            pieces = pieces.saturating_add(1);
-        }
-        let batch = maker.finish();
-        self.backlog.drain(..pieces);
-        batch
+        self.backlog.next_batch(|piece| maker.add(piece));
+        maker.finish()
     }
 
     /// Wakes whoever waits for what will not be written any more.
@@ -163,11 +158,12 @@ impl Writer {
         Ok(())
     }
 
-    fn publish(&self, batch: &Batch) {
-        self.shared.release(batch.bytes);
+    fn publish(&mut self, batch: &Batch) {
         for ack in &batch.acks {
+            self.shared.release(&ack.progress, ack.bytes);
             ack.progress.advance(ack.upto, ack.bytes_upto);
         }
+        self.usage.add(batch);
         // One wake a session: its last piece alone.
         for ack in &batch.acks {
             if ack.progress.durable() == ack.upto {
@@ -186,7 +182,8 @@ impl Writer {
         if !turn.index.1.is_empty() {
             window.write(&Rows { index: Some(turn.index.clone()), ..Rows::default() })?;
         }
-        let window = Window::create(&self.settings, &turn.head, &turn.live)?;
+        let window = Window::create(&self.settings, &turn.head, &turn.live, &turn.stored)?;
+        self.usage.turned(turn.stored.clone());
         self.path = window.path.clone();
         self.since = Time(turn.head.time);
         self.filled = 0;
@@ -218,10 +215,11 @@ impl Writer {
         let event = Event::Admin(AdminEvent { uid: None, what: "store-recovered".into(), detail });
         let mut data = Vec::new();
         if let Ok(item) = pack_event(&event, None, Role::Other, &mut Packer::default(), &mut data)
-            && self.shared.reserve(u64::try_from(data.len()).unwrap_or(u64::MAX)).is_ok()
+            && let progress = Arc::new(Progress::of(Some(self.shared.own.clone())))
+            && self.shared.reserve(&progress, u64::try_from(data.len()).unwrap_or(u64::MAX)).is_ok()
         {
             let items = vec![item];
-            self.backlog.push_front(Piece { progress: Arc::default(), upto: 1, bytes_upto: 0, data, items });
+            self.backlog.push_front(Piece { progress, upto: 1, bytes_upto: 0, data, items });
         }
     }
 

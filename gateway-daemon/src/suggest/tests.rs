@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     identity::{Group, Identity, Subject},
-    policy::{Decision, Denier, Lifts, Mode, PolicySet, Query, Source, Verdict},
+    policy::{Decision, Denier, Had, Lifts, Mode, PolicySet, Query, Source, Verdict},
     record::{self, DecisionRecord, SessionId},
     sql::{Access, Columns, Name, Object},
 };
@@ -40,6 +40,7 @@ impl Asked {
             database: &self.database,
             protocol: "postgres",
             now: SystemTime::UNIX_EPOCH,
+            had: Had::Assumed(&[]),
             accesses: std::slice::from_ref(&self.access),
         })
     }

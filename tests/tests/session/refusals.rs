@@ -274,7 +274,7 @@ fn each_limit_is_enforced_and_named() -> Result<()> {
     let database = Database::create()?;
     let weir = Weir::start(|setup| {
         declare(setup, &database)?;
-        setup.set("limits.connections_per_agent", 2)?;
+        setup.set("limits.agent.connections", 2)?;
         setup.set("limits.idle", "2s")?;
         setup.set("limits.startup", "2s")?;
         setup.set("limits.prepared_statements", 3)?;
@@ -283,7 +283,7 @@ fn each_limit_is_enforced_and_named() -> Result<()> {
         setup.set("limits.pipeline", 16)
     })?;
     let stage = Stage { weir, database };
-    let full = "E 53300 …limits.connections_per_agent";
+    let full = "E 53300 …2 sessions open, its limit `connections`; free again when";
     stage.plays("connections", &["Z I", "Z I", full, "closed", "T", "D the first goes on", "C SELECT 1", "Z I"])?;
     stage.plays("idle", &["Z I", "E 57P05 …limits.idle", "closed"])?;
     stage.plays("silent", &["closed"])?;

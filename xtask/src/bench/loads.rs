@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::flood::Flood;
 use super::targets::{Stage, Target};
 use crate::process;
 
@@ -60,6 +61,8 @@ pub(super) enum Load {
     Tpcb(u32),
     /// One update of one row, a transaction of its own.
     Update(u32),
+    /// pgbench's select of one row by a client, while another agent floods.
+    Flooded,
     /// A connection for each select.
     Connect,
     /// A whole table.
@@ -94,7 +97,7 @@ impl Load {
         let selects = modes.into_iter().flat_map(|mode| [1, 8, 64].map(|clients| Self::Select(mode, clients)));
         let ways = [Bulk::Copy, Bulk::Select];
         let tables = ways.into_iter().flat_map(|way| [Table::Narrow, Table::Wide].map(|table| Self::Table(way, table)));
-        selects.chain([Self::Tpcb(8), Self::Update(1), Self::Connect]).chain(tables).collect()
+        selects.chain([Self::Tpcb(8), Self::Update(1), Self::Connect, Self::Flooded]).chain(tables).collect()
     }
 
     /// Those that a goal is about.
@@ -107,6 +110,7 @@ impl Load {
             select(Mode::Prepared, 8),
             Self::Update(1),
             Self::Connect,
+            Self::Flooded,
             Self::Table(Bulk::Copy, Table::Narrow),
             Self::Table(Bulk::Copy, Table::Wide),
         ]
@@ -117,8 +121,13 @@ impl Load {
         match self {
             Self::Table(..) => "MB",
             Self::Connect => "connection",
-            Self::Select(..) | Self::Tpcb(_) | Self::Update(_) => "transaction",
+            Self::Select(..) | Self::Tpcb(_) | Self::Update(_) | Self::Flooded => "transaction",
         }
+    }
+
+    /// Whether it says something of the target: without Weir there are no agents to tell apart.
+    pub(super) const fn is_for(self, target: &Target<'_>) -> bool {
+        !matches!(self, Self::Flooded) || target.name.is_weir()
     }
 
     /// Runs it once.
@@ -131,6 +140,10 @@ impl Load {
                 fs::write(&script, UPDATE)?;
                 pgbench(stage, target, seconds, clients, &["-M", "simple", "-f", &script.display().to_string()])
             }
+            Self::Flooded => Flood::start(stage, target).and_then(|flood| {
+                let measured = pgbench(stage, target, seconds, 1, &["-S", "-M", "simple"]);
+                flood.stop(stage).and(measured)
+            }),
             Self::Connect => pgbench(stage, target, seconds, 2, &["-S", "-C"]),
             Self::Table(way, table) => whole_table(stage, target, way, table),
         };
@@ -149,6 +162,7 @@ impl fmt::Display for Load {
             }
             Self::Tpcb(count) => write!(formatter, "tpcb, simple, {}", clients(*count)),
             Self::Update(count) => write!(formatter, "update, simple, {}", clients(*count)),
+            Self::Flooded => formatter.write_str("select, simple, 1 client, beside another agent's flood"),
             Self::Connect => formatter.write_str("connect and select"),
             Self::Table(way, table) => {
                 let way = if *way == Bulk::Copy { "COPY" } else { "SELECT" };

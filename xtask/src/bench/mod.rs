@@ -5,6 +5,7 @@
 //! connection of the same round.
 
 mod disk;
+mod flood;
 mod loads;
 mod memory;
 mod report;
@@ -82,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut samples = Samples::new();
         for _ in 0..rounds {
             fdatasync.extend(disk::fdatasync(folder.path())?);
-            for target in stage.targets() {
+            for target in stage.targets().into_iter().filter(|target| load.is_for(target)) {
                 samples.entry(target.name).or_default().push(load.run(&stage, &target, seconds)?);
             }
         }

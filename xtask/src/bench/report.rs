@@ -85,6 +85,7 @@ fn shown(value: Option<f64>, digits: usize) -> String {
 pub(super) fn goals(measured: &Measured) -> Vec<Goal> {
     let mut goals = rate_goals(measured);
     goals.extend(latency_goals(measured));
+    goals.extend(flood_goals(measured));
     goals.extend(memory_goals(measured));
     goals.retain(|goal| goal.measured.is_some());
     goals
@@ -134,6 +135,19 @@ fn latency_goals(measured: &Measured) -> Vec<Goal> {
         .into_iter()
         .flatten()
         .collect()
+}
+
+/// How much later the slowest answers come while another agent floods.
+fn flood_goals(measured: &Measured) -> impl Iterator<Item = Goal> {
+    [TargetName::Weir, TargetName::WeirOff].into_iter().map(|target| {
+        let p99 = |load| median_of(samples(measured, load)?.get(&target)?, |sample| sample.p99);
+        let ratio = || Some(p99(Load::Flooded)? / p99(Load::Select(Mode::Simple, 1))?);
+        Goal {
+            what: format!("p99 of {} beside another agent's flood / quiet", target.as_str()),
+            bound: Bound::AtMost(2.0),
+            measured: ratio(),
+        }
+    })
 }
 
 fn memory_goals(measured: &Measured) -> Vec<Goal> {

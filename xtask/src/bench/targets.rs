@@ -11,11 +11,14 @@ use rustix::process::Signal;
 
 use crate::paths::which;
 use crate::process::{self, Server, free_port, random_word};
-use crate::servers::{Cgroup, Declared, Idp, Person, Postgres, Purpose, User, Weir};
+use crate::servers::{Cgroup, Declared, Idp, Other, Person, Postgres, Purpose, User, Weir};
 
 /// The database, its owner and the agent.
 const NAME: &str = "bench";
 const USER: &str = "weir-bench-agent";
+/// The agent that floods.
+const FLOOD: &str = "flood";
+const FLOOD_USER: &str = "weir-bench-flood";
 /// `pgbench -i -s`: a million accounts.
 const SCALE: u32 = 10;
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -91,13 +94,13 @@ pub(super) struct Stage {
     order: Vec<TargetName>,
     _scopes: Vec<Cgroup>,
     _idp: Option<Idp>,
-    _user: User,
+    _users: [User; 2],
 }
 
 impl Stage {
     /// Starts what `targets` need. `weir`: the binary, when they need it.
     pub(super) fn set(folder: &Path, targets: &[TargetName], weir: Option<&Path>) -> Result<Self> {
-        let user = User::make(USER)?;
+        let users = [User::make(USER)?, User::make(FLOOD_USER)?];
         let scratch = folder.join("scratch");
         fs::create_dir(&scratch)?;
         crate::servers::give_to(USER, &scratch)?;
@@ -119,7 +122,7 @@ impl Stage {
             order: targets.to_vec(),
             _scopes: Vec::new(),
             _idp: None,
-            _user: user,
+            _users: users,
         };
         if let Some(program) = weir {
             stage.start_weirs(folder, targets, program)?;
@@ -130,7 +133,10 @@ impl Stage {
     /// Each daemon sees the sockets of a cgroup of its own, so that both serve the same address at once.
     fn start_weirs(&mut self, folder: &Path, targets: &[TargetName], program: &Path) -> Result<()> {
         let person = Person { name: NAME, password: &random_word()?, groups: &["bench"] };
-        let idp = Idp::start(folder.join("idp"), std::slice::from_ref(&person))?;
+        let flooder = Person { name: FLOOD, password: &random_word()?, groups: &["bench"] };
+        let people = [person, flooder];
+        let idp = Idp::start(folder.join("idp"), &people)?;
+        let [person, flooder] = &people;
         let policies = folder.join("policies");
         fs::create_dir(&policies)?;
         fs::write(policies.join("bench.cedar"), POLICY)?;
@@ -150,12 +156,13 @@ impl Stage {
                 idp: &idp,
                 agent: NAME,
                 user: USER,
-                token: &idp.token(&person)?,
+                token: &idp.token(person)?,
                 postgres: &self.postgres,
                 database: NAME,
                 role: NAME,
                 password: "asked by nobody",
                 tls: "disable",
+                other: Some(Other { agent: FLOOD, user: FLOOD_USER, token: &idp.token(flooder)? }),
             };
             self.weirs.push((name, Weir::start(program, folder.join(word), &declared, flags)?));
             self._scopes.push(scope);
@@ -193,6 +200,16 @@ impl Target<'_> {
         let mut command = weir.run_as(NAME);
         command.arg(program);
         command
+    }
+
+    /// A client program of the agent that floods; Weir alone has one.
+    pub(super) fn flooder(&self) -> Option<Command> {
+        self.weir.map(|weir| weir.run_as(FLOOD))
+    }
+
+    /// Where the client is told to connect to, in words apart: host, port, database, user.
+    pub(super) fn address_words(&self) -> [String; 4] {
+        ["127.0.0.1".to_owned(), self.port.to_string(), NAME.to_owned(), NAME.to_owned()]
     }
 
     /// Where the client is told to connect to. `tls`: libpq's mode.

@@ -74,6 +74,7 @@ impl Stage {
             role: ROLE,
             password: &password,
             tls: "verify-full",
+            other: None,
         };
         let weir = Weir::start(program, folder.path().join("weir"), &declared, &[])?;
         Ok(Self { weir, postgres, password, folder, _user: user, _idp: idp })

@@ -14,7 +14,7 @@ use serde_json::json;
 
 pub(crate) use idp::{Idp, Person};
 pub(crate) use postgres::{Postgres, Purpose, postgres_bin};
-pub(crate) use weir::{Declared, Weir};
+pub(crate) use weir::{Declared, Other, Weir};
 
 use crate::process::{self, TempDir, random_word};
 use crate::setup;

@@ -37,6 +37,15 @@ pub(crate) struct Declared<'a> {
     pub(crate) password: &'a str,
     /// libpq's mode of TLS towards the server.
     pub(crate) tls: &'a str,
+    /// An agent beside that one.
+    pub(crate) other: Option<Other<'a>>,
+}
+
+/// A second agent, with the limits that a host has whose operator sets none.
+pub(crate) struct Other<'a> {
+    pub(crate) agent: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) token: &'a str,
 }
 
 /// A daemon that serves until this value is dropped; what it pinned goes with it.
@@ -57,9 +66,12 @@ impl Weir {
         let below = if declared.scope == "/" { "" } else { declared.scope };
         let cgroup = Cgroup::make(&format!("{below}/{name}"))?;
         let bpffs = Bpffs::mount(folder.join("bpf"))?;
-        for (file, secret) in [("upstream-password", declared.password), ("token", declared.token)] {
-            fs::write(folder.join(file), secret)?;
-            fs::set_permissions(folder.join(file), fs::Permissions::from_mode(0o600))?;
+        let other = declared.other.as_ref().map(|other| (other.agent, other.token));
+        let own = [("upstream-password", declared.password), (declared.agent, declared.token)];
+        for (file, secret) in own.into_iter().chain(other) {
+            let file = if file == "upstream-password" { file.to_owned() } else { format!("{file}.token") };
+            fs::write(folder.join(&file), secret)?;
+            fs::set_permissions(folder.join(&file), fs::Permissions::from_mode(0o600))?;
         }
         let config = folder.join("weir.toml");
         fs::write(&config, configuration(&folder, &cgroup.name, declared))?;
@@ -82,7 +94,7 @@ impl Weir {
     /// `weir run` of the agent `agent`: the program and its arguments are to be added.
     pub(crate) fn run_as(&self, agent: &str) -> Command {
         let mut command = self.command(&["run", "--agent", agent, "--token-file"]);
-        command.arg(self.folder.join("token")).arg("--");
+        command.arg(self.folder.join(format!("{agent}.token"))).arg("--");
         command
     }
 
@@ -133,6 +145,16 @@ name = "{agent}"
 user = "{user}"
 issuer = "corp"
 
+[agent.limits]
+connections = 100000
+connects_per_second = 1000000
+statements_per_second = 10000000
+rows_per_hour = 1000000000000
+bytes_per_hour = 1000000000000000
+record_bytes_per_hour = 1000000000000000
+store_share = 100
+
+{other}
 [[connection]]
 name = "orders"
 protocol = "postgres"
@@ -145,6 +167,9 @@ tls = "{tls}"
 ca_file = "{ca}"
 unix_sockets = ["{sockets}/.s.PGSQL.{port}"]
 "#,
+        other = declared.other.as_ref().map_or_else(String::new, |other| {
+            format!("[[agent]]\nname = \"{}\"\nuser = \"{}\"\nissuer = \"corp\"\n", other.agent, other.user)
+        }),
         folder = folder.display(),
         scope = declared.scope,
         listener_port = declared.listener_port,

@@ -38,6 +38,8 @@ pub const PROTOCOL_VIOLATION: &str = "08P01";
 pub const NO_IDENTITY: &str = "28000";
 /// program_limit_exceeded
 pub const LIMIT: &str = "54000";
+/// configuration_limit_exceeded: the agent has used up an amount.
+pub const USED_UP: &str = "53400";
 /// io_error: the record cannot be written.
 pub const RECORD_FAILED: &str = "58030";
 /// admin_shutdown

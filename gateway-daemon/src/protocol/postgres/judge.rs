@@ -1,6 +1,10 @@
 //! Understands and decides for one session: puts the steps `sql` and `policy` behind the machine's [`Judge`].
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use aws_lc_rs::hmac;
 
@@ -12,8 +16,9 @@ use super::{
 };
 use crate::{
     identity::{Identity, Run, Standing},
-    policy::{Decision, Denier, Mode, Policies, PolicySet, Query, Verdict},
-    sql::{self, Access, Action, Class, Columns, ReadError, Reading, ReadingCache, SessionNames},
+    limits::{Account, TableId, TableVolume},
+    policy::{Decided as DecidedBy, Decision, Denier, Had, Mode, Policies, PolicySet, Query, Verdict},
+    sql::{self, Access, Action, Class, Columns, Name, Object, ReadError, Reading, ReadingCache, SessionNames},
 };
 
 /// Texts above this are parsed where the runtime knows that the thread is busy.
@@ -32,6 +37,7 @@ pub struct SessionJudge {
     identity_parameters: IdentityParameters,
     policies: Arc<Policies>,
     mode: Mode,
+    account: Arc<Account>,
     cache: Arc<ReadingCache>,
     catalog: Arc<CatalogCell>,
     names: SessionNames,
@@ -61,6 +67,15 @@ struct Decided {
     kept: HashMap<usize, (Arc<Reading>, Arc<Judgement>)>,
 }
 
+/// How long a decision holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// As long as policies and identity.
+    Long,
+    /// For this statement alone: it depends on the time, or on what the agent has had.
+    Once,
+}
+
 /// What a judge is made of.
 #[derive(Clone)]
 pub struct JudgeParts {
@@ -78,6 +93,8 @@ pub struct JudgeParts {
     pub policies: Arc<Policies>,
     /// What becomes of their denials on the connection.
     pub mode: Mode,
+    /// What the agent has had.
+    pub account: Arc<Account>,
     /// Readings of all sessions.
     pub cache: Arc<ReadingCache>,
     /// The database's catalogue.
@@ -94,7 +111,7 @@ impl SessionJudge {
     /// For a session that begins.
     pub fn new(parts: JudgeParts) -> Self {
         let JudgeParts { run, connection, database, role, identity_parameters, .. } = parts;
-        let JudgeParts { policies, mode, cache, catalog, names, hint, secrets, .. } = parts;
+        let JudgeParts { policies, mode, account, cache, catalog, names, hint, secrets, .. } = parts;
         let decided = Decided::default();
         let (changes_schema, asked_again) = (false, false);
         Self {
@@ -105,6 +122,7 @@ impl SessionJudge {
             identity_parameters,
             policies,
             mode,
+            account,
             cache,
             catalog,
             names,
@@ -114,6 +132,20 @@ impl SessionJudge {
             changes_schema,
             asked_again,
         }
+    }
+
+    /// The tables whose rows may come back: what is read, and what is changed, for RETURNING.
+    fn tables(&self, accesses: &[Access]) -> Arc<[Arc<TableVolume>]> {
+        let reached = accesses.iter().filter_map(|access| match (access.action.class(), &access.object) {
+            (Class::Read | Class::Write, Object::Relation { schema, name }) => Some((schema, name)),
+            _ => None,
+        });
+        let tables: BTreeSet<_> = reached.collect();
+        let table = |(schema, name): (&Name, &Name)| {
+            let (connection, database) = (self.connection.clone(), self.database.clone());
+            self.account.table(TableId { connection, database, schema: schema.clone(), name: name.clone() })
+        };
+        tables.into_iter().map(table).collect()
     }
 
     fn identity(&self) -> Option<Arc<Identity>> {
@@ -154,27 +186,31 @@ impl SessionJudge {
         identity: &Identity,
         reading: &Reading,
         named: &[Arc<Reading>],
-    ) -> Judgement {
+    ) -> (Judgement, Lasts) {
         let mut accesses: Vec<Access> = Vec::new();
         let readings = std::iter::once(reading).chain(named.iter().map(AsRef::as_ref));
         for statement in readings.flat_map(|reading| &reading.statements) {
             accesses.extend(statement.accesses.iter().cloned());
         }
-        let decided = set.decide(&Query {
+        let DecidedBy { decision, lasts, reads_volume } = set.decide_for(&Query {
             identity,
             connection: &self.connection,
             database: &self.database,
             protocol: "postgres",
             now: SystemTime::now(),
+            had: Had::Counted(&self.account),
             accesses: &accesses,
         });
-        let mut decision = decided.under(mode_for(self.mode, &accesses));
+        let mut decision = decision.under(mode_for(self.mode, &accesses));
         let reserved = Reserved { role: &self.role, identity_parameters: self.identity_parameters };
         if let Some(refusal) = reserved.refusal(&accesses) {
             decision.verdict = refusal;
             decision.policies.clear();
         }
-        Judgement { decision, accesses: accesses.iter().map(|access| describe(access).into()).collect() }
+        let tables = self.tables(&accesses);
+        let accesses = accesses.iter().map(|access| describe(access).into()).collect();
+        let lasts = if lasts { Lasts::Long } else { Lasts::Once };
+        (Judgement { decision, accesses, tables, reads_volume }, lasts)
     }
 }
 
@@ -224,7 +260,7 @@ impl Judge for SessionJudge {
                 set: set.id(),
                 durable_first: true,
             };
-            return Arc::new(Judgement { decision, accesses: Vec::new() });
+            return Arc::new(Judgement { decision, accesses: Vec::new(), tables: Arc::default(), reads_volume: false });
         };
         let stands = self.decided.by.as_ref().is_some_and(|(decided_set, decided_identity)| {
             Arc::ptr_eq(decided_set, &set) && Arc::ptr_eq(decided_identity, &identity)
@@ -232,13 +268,14 @@ impl Judge for SessionJudge {
         if !stands {
             self.decided = Decided { by: Some((set.clone(), identity.clone())), kept: HashMap::new() };
         }
-        let keep = named.is_empty() && !set.reads_time();
+        let keep = named.is_empty();
         let key = Arc::as_ptr(reading).addr();
         if keep && let Some((_, judgement)) = self.decided.kept.get(&key) {
             return judgement.clone();
         }
-        let judgement = Arc::new(self.judge_afresh(&set, &identity, reading, named));
-        if keep {
+        let (judgement, lasts) = self.judge_afresh(&set, &identity, reading, named);
+        let judgement = Arc::new(judgement);
+        if keep && lasts == Lasts::Long {
             if self.decided.kept.len() >= KEPT_DECISIONS {
                 self.decided.kept.clear();
             }

@@ -18,14 +18,15 @@ use tokio::{
 
 use super::{
     gate::Gate,
-    machine::{AHEAD_BYTES, Fault, Judge, Machine, Stop, Taken},
+    machine::{Fault, Judge, Machine, Stop, Taken},
 };
 use crate::record::StoreError;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 * 1024;
-/// Reads and writes in a row before other sessions get their turn.
+/// Reads and writes in a row before other sessions get their turn: so many, and no more after so long.
 const TURNS: usize = 32;
+const SLICE: Duration = Duration::from_micros(300);
 /// How long a closing session may take to say why.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// A read goes on the record with its answer; one that is not answered for so long, before it.
@@ -62,6 +63,9 @@ pub trait World {
 
     /// Fetches what the judge asked for; ready when it may be asked again.
     fn poll_fetched(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Asks the server to stop what it runs; ready when that is done, with whether it was.
+    fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<bool>;
 }
 
 /// One side's bytes that were read and not used up.
@@ -95,6 +99,10 @@ pub struct Pump<A, S, J, W> {
     pub world: W,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     last_byte: Instant,
+    /// Runs while the agent waits for its turn.
+    held: Option<Pin<Box<Sleep>>>,
+    /// The server is asked to stop what it runs: until that is done nothing else is said to it.
+    cancelling: bool,
     /// Runs while something waits to be shown; made when the first does.
     shown: Option<Pin<Box<Sleep>>>,
 }
@@ -121,6 +129,8 @@ where
             world,
             idle: idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
             last_byte: Instant::now(),
+            held: None,
+            cancelling: false,
             shown: None,
         }
     }
@@ -138,8 +148,11 @@ where
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        for _ in 0..TURNS {
+        let mut begun = None;
+        for turn in 0..TURNS {
             match self.turn(cx) {
+                // Most ends after one turn that moved something, and looks at no clock.
+                Ok(true) if turn > 0 && begun.get_or_insert_with(Instant::now).elapsed() >= SLICE => break,
                 Ok(true) => {}
                 Ok(false) => return self.poll_waits(cx),
                 Err(ending) => return Poll::Ready(ending),
@@ -157,9 +170,10 @@ where
             return Err(Ending::Server);
         }
         // Answers first: they make room for more requests.
-        if !self.server.ended && self.machine.wants_server() && self.machine.log().bytes_ahead() <= AHEAD_BYTES {
+        if !self.server.ended && self.machine.wants_server() && !self.machine.log().is_ahead() {
             moved |= self.read_server(cx)?;
         }
+        moved |= self.cancel(cx)?;
         moved |= self.read_agent(cx)?;
         self.machine.settle();
         moved |= self.release(cx)?;
@@ -180,8 +194,9 @@ where
             self.machine.release(&receipt);
             moved = true;
         }
-        if self.machine.log().bytes_ahead() > AHEAD_BYTES
-            && let Poll::Ready(below) = self.machine.log().poll_below(cx, AHEAD_BYTES)
+        if self.machine.log().is_ahead()
+            && let allowance = self.machine.log().allowance()
+            && let Poll::Ready(below) = self.machine.log().poll_below(cx, allowance)
         {
             below.map_err(failed)?;
             moved = true;
@@ -215,7 +230,34 @@ where
         }
     }
 
+    /// Has the server stop a statement whose answer is cut off.
+    fn cancel(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+        self.cancelling |= self.machine.take_cancel();
+        if !self.cancelling {
+            return Ok(false);
+        }
+        let Poll::Ready(done) = self.world.poll_cancelled(cx) else { return Ok(false) };
+        self.cancelling = false;
+        if !done {
+            self.machine.cancel_failed().map_err(Ending::Fault)?;
+        }
+        Ok(true)
+    }
+
     fn read_agent(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+        // A cancel on its way must not meet the next statement.
+        if self.cancelling {
+            return Ok(false);
+        }
+        if let Stop::Until(turn) = self.agent.stop {
+            let held = self.held.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(turn.into())));
+            if held.as_mut().poll(cx).is_pending() {
+                return Ok(false);
+            }
+            self.held = None;
+            self.agent_left()?;
+            return Ok(true);
+        }
         if self.agent.stop == Stop::Catalog {
             if self.world.poll_fetched(cx).is_pending() {
                 return Ok(false);

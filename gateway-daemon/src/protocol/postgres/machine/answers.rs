@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     protocol::postgres::{
+        answer::ErrorAnswer,
         backend::{self, BackendError, ErrorFields},
         frame::{HEADER, Header, MessageLimit},
     },
@@ -20,6 +21,22 @@ const NO_REQUEST: u64 = 0;
 /// SQLSTATEs with which a stand-in fails: the name it describes does not exist, and the text cannot be scanned. Any other
 /// error is the server's own and is passed on: a cancel, a shutdown, a failed transaction.
 const STAND_IN_FAILS: [&str; 3] = ["26000", "42601", "25P02"];
+
+/// What an agent is told in the place of the server's error, if that goes on.
+#[derive(Clone, Copy)]
+enum Instead<'a> {
+    Nothing,
+    /// Where it is the error that the stand-in causes.
+    StandIn(&'a ErrorAnswer),
+    /// Whatever the error is.
+    Always(&'a ErrorAnswer),
+}
+
+impl<'a> Instead<'a> {
+    fn of(stand_in: Option<&'a ErrorAnswer>) -> Self {
+        stand_in.map_or(Self::Nothing, Self::StandIn)
+    }
+}
 
 impl<J: Judge> Machine<J> {
     /// Takes bytes from the server.
@@ -84,13 +101,19 @@ impl<J: Judge> Machine<J> {
         }
         let here = end.min(rest.len());
         self.server_body = end - here;
+        if let Some(asked) = self.expect.front().and_then(Expect::asked)
+            && !self.rows_may_pass(asked)?
+        {
+            return Ok(here);
+        }
         self.row_bytes(rest.get(..here).unwrap_or_default(), rows)?;
         Ok(here)
     }
 
     fn row_bytes(&mut self, bytes: &[u8], rows: u64) -> Result<(), Fault> {
-        if let Some(asked) = self.expect.front().and_then(Expect::asked) {
-            self.pass(Some(asked), bytes, rows)?;
+        let asked = self.expect.front().and_then(Expect::asked);
+        if asked.is_some() && !self.is_cut(asked) {
+            self.pass(asked, bytes, rows)?;
         }
         Ok(())
     }
@@ -107,6 +130,14 @@ impl<J: Judge> Machine<J> {
         Ok(())
     }
 
+    /// The same, unless the rest of the answer is cut off.
+    fn pass_uncut(&mut self, asked: Asked, frame: &[u8]) -> Result<(), Fault> {
+        if !self.is_cut(Some(asked)) {
+            self.pass(Some(asked), frame, 0)?;
+        }
+        Ok(())
+    }
+
     /// One message that is no row.
     fn answer(&mut self, tag: u8, frame: &[u8]) -> Result<(), Fault> {
         let body = frame.get(HEADER..).unwrap_or_default();
@@ -119,7 +150,10 @@ impl<J: Judge> Machine<J> {
             b'3' => self.done(tag, frame, |expect| matches!(expect, Expect::Close { .. })),
             b'n' => self.described(tag, frame),
             b'T' => match self.expect.front() {
-                Some(Expect::Query { asked, .. }) => Ok(self.pass(Some(*asked), frame, 0)?),
+                Some(Expect::Query { asked, .. }) => {
+                    let asked = *asked;
+                    self.pass_uncut(asked, frame)
+                }
                 _ => self.described(tag, frame),
             },
             b't' => match self.expect.front() {
@@ -127,11 +161,16 @@ impl<J: Judge> Machine<J> {
                 _ => Err(BackendError::Unexpected { tag }.into()),
             },
             b'I' => self.empty(frame),
-            b's' => self.done(tag, frame, |expect| matches!(expect, Expect::Execute { .. })),
+            b's' => match self.expect.front() {
+                Some(Expect::Execute { asked, .. }) if self.is_cut(Some(*asked)) => {
+                    let asked = *asked;
+                    self.finish(frame, asked)
+                }
+                _ => self.done(tag, frame, |expect| matches!(expect, Expect::Execute { .. })),
+            },
             b'G' => self.copy_in(frame),
             b'H' | b'c' if self.expect.front().is_some_and(|expect| expect.copies().may_copy_out()) => {
-                let asked = self.expect.front().and_then(Expect::asked);
-                Ok(self.pass(asked, frame, 0)?)
+                self.expect.front().and_then(Expect::asked).map_or(Ok(()), |asked| self.pass_uncut(asked, frame))
             }
             b'N' => match self.expect.front().and_then(Expect::asked) {
                 None => self.unasked(frame),
@@ -177,6 +216,9 @@ impl<J: Judge> Machine<J> {
                 }
                 self.judge.completed();
                 let completed = self.requests.tag(asked.number, tag);
+                if self.is_cut(Some(asked)) {
+                    return Ok(());
+                }
                 self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
                 let needs = if completed < statements { asked.event } else { self.end_request(asked)? };
                 self.to_agent.push(frame, needs);
@@ -197,6 +239,9 @@ impl<J: Judge> Machine<J> {
             Some(Expect::Query { asked, changes, .. }) => {
                 let asked = *asked;
                 changes.clear();
+                if self.is_cut(Some(asked)) {
+                    return Ok(());
+                }
                 self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
                 let needs = self.end_request(asked)?;
                 self.to_agent.push(frame, needs);
@@ -212,15 +257,18 @@ impl<J: Judge> Machine<J> {
 
     /// The last message of an Execute: it leaves when the outcome is on the record.
     fn finish(&mut self, frame: &[u8], asked: Asked) -> Result<(), Fault> {
-        self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
-        let needs = self.end_request(asked)?;
-        self.to_agent.push(frame, needs);
+        let cut = self.is_cut(Some(asked));
+        if !cut {
+            self.requests.answer(&mut self.log, asked.number, frame, 0, self.limits.answer_bytes)?;
+            let needs = self.end_request(asked)?;
+            self.to_agent.push(frame, needs);
+        }
         self.agent_resumes(Some(asked));
         self.judge.completed();
         if let Some(expect) = self.expect.pop_front() {
             self.confirm_all(&expect);
         }
-        Ok(())
+        if cut { self.execute_was_cut() } else { Ok(()) }
     }
 
     fn end_request(&mut self, asked: Asked) -> Result<u64, StoreError> {
@@ -265,6 +313,8 @@ impl<J: Judge> Machine<J> {
     fn copy_in(&mut self, frame: &[u8]) -> Result<(), Fault> {
         match self.expect.front() {
             Some(expect) if expect.copies().may_copy_in() => match (expect.asked(), self.agent_phase) {
+                // The agent is told no more of a text that is cut off, and would send no data.
+                (asked @ Some(_), _) if self.is_cut(asked) => self.cancel_failed(),
                 (Some(asked), AgentPhase::AwaitingCopy(awaited)) if asked == awaited => {
                     self.agent_phase = AgentPhase::CopyIn(asked);
                     self.pass(Some(asked), frame, 0)?;
@@ -298,13 +348,16 @@ impl<J: Judge> Machine<J> {
             Some(Expect::Query { asked, changes, refused, .. }) => {
                 let (asked, refused) = (*asked, refused.take());
                 changes.clear();
-                self.failed(frame, &fields, Some(asked), refused.as_deref())?;
+                match self.end_cut(Some(asked)) {
+                    Some(used_up) => self.failed(frame, &fields, Some(asked), Instead::Always(&used_up))?,
+                    None => self.failed(frame, &fields, Some(asked), Instead::of(refused.as_deref()))?,
+                }
                 self.restart_names();
                 Ok(())
             }
             Some(Expect::StandIn { asked, answer }) => {
                 let (asked, answer) = (*asked, answer.clone());
-                self.failed(frame, &fields, asked, Some(&answer))?;
+                self.failed(frame, &fields, asked, Instead::StandIn(&answer))?;
                 self.skip_to_sync()
             }
             Some(expect) => {
@@ -312,7 +365,10 @@ impl<J: Judge> Machine<J> {
                     Expect::Sync { last } => Some(Asked { number: *last, event: self.log.appended(), lifted: None }),
                     other => other.asked(),
                 };
-                self.failed(frame, &fields, asked, None)?;
+                match self.end_cut(asked) {
+                    Some(used_up) => self.failed(frame, &fields, asked, Instead::Always(&used_up))?,
+                    None => self.failed(frame, &fields, asked, Instead::Nothing)?,
+                }
                 self.skip_to_sync()
             }
             // The server ends an idle session: timeout, shutdown.
@@ -329,10 +385,15 @@ impl<J: Judge> Machine<J> {
         frame: &[u8],
         fields: &ErrorFields,
         asked: Option<Asked>,
-        instead: Option<&crate::protocol::postgres::answer::ErrorAnswer>,
+        instead: Instead<'_>,
     ) -> Result<(), Fault> {
-        let own = instead.filter(|_| !fields.fatal && STAND_IN_FAILS.contains(&fields.sqlstate.as_str()));
-        let replaced = own.map(crate::protocol::postgres::answer::ErrorAnswer::to_bytes);
+        let own = match instead {
+            Instead::Always(answer) => Some(answer),
+            Instead::StandIn(answer) => Some(answer).filter(|_| STAND_IN_FAILS.contains(&fields.sqlstate.as_str())),
+            Instead::Nothing => None,
+        };
+        let own = own.filter(|_| !fields.fatal);
+        let replaced = own.map(ErrorAnswer::to_bytes);
         let bytes = replaced.as_deref().unwrap_or(frame);
         let (sqlstate, message) = match own {
             Some(answer) => (answer.sqlstate, answer.message.as_str()),
@@ -378,14 +439,20 @@ impl<J: Judge> Machine<J> {
 
     /// ReadyForQuery: leaves behind all that was recorded before it.
     fn ready(&mut self, frame: &[u8]) -> Result<(), Fault> {
-        match self.expect.pop_front() {
+        let ended = self.expect.pop_front();
+        if let Some(Expect::Query { asked, .. }) = &ended {
+            self.agent_resumes(Some(*asked));
+        }
+        let told = self.ready_after_cut(frame)?;
+        match ended {
+            _ if !told => return Ok(()),
             Some(Expect::Query { asked, .. }) => {
                 self.end_request(asked)?;
-                self.agent_resumes(Some(asked));
             }
             Some(Expect::Sync { last }) => self.requests.end_up_to(&mut self.log, last)?,
             _ => return Err(BackendError::Unexpected { tag: b'Z' }.into()),
         }
+        self.effects = false;
         if frame.last() == Some(&b'I') {
             self.judge.idle();
             // The server dropped them with the transaction; a cursor may have been declared to outlive it.

@@ -1,6 +1,9 @@
 //! What an agent is told of a statement that the machine refuses by itself, without a policy.
 
-use crate::protocol::postgres::answer::{ErrorAnswer, LIMIT, REFUSED, Severity};
+use crate::{
+    limits::Over,
+    protocol::postgres::answer::{ErrorAnswer, LIMIT, REFUSED, Severity, USED_UP},
+};
 
 /// What runs by name changes names, or runs yet another.
 pub(super) fn not_plain() -> ErrorAnswer {
@@ -19,6 +22,18 @@ pub(super) fn not_plain() -> ErrorAnswer {
 pub(super) fn over(message: String) -> ErrorAnswer {
     let (detail, hint) = (String::new(), String::new());
     ErrorAnswer { severity: Severity::Error, sqlstate: LIMIT, message, detail, hint, position: None }
+}
+
+/// An amount that the agent has used up.
+pub(super) fn used_up(over: &Over) -> ErrorAnswer {
+    ErrorAnswer {
+        severity: Severity::Error,
+        sqlstate: USED_UP,
+        message: format!("Weir refused this statement: {over}"),
+        detail: "All sessions of the agent are counted together.".to_owned(),
+        hint: "ask for less, by LIMIT, a narrower WHERE or an aggregate, once it is free again".to_owned(),
+        position: None,
+    }
 }
 
 /// What the server itself says of a prepared statement that does not exist.

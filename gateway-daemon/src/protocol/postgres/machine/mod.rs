@@ -18,26 +18,28 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use bytes::BytesMut;
 
 use super::{
     answer::{self, ErrorAnswer},
-    backend::BackendError,
-    frame::{FrameError, Header, MessageLimit},
-    frontend::FrontendError,
+    frame::{Header, MessageLimit},
     gate::Gate,
 };
 use crate::{
+    limits::{Account, TableVolume},
     policy::Decision,
     record::{Event, Receipt, SessionEnd, SessionLog, StoreError},
     sql::Reading,
 };
 
 mod answers;
+mod cut;
 mod errors;
 mod expect;
+mod fault;
 mod names;
 mod requests;
 mod statements;
@@ -45,7 +47,9 @@ mod statements;
 mod tests;
 mod understood;
 
+use cut::Cut;
 use expect::{Expect, Portal, Prepared};
+pub use fault::Fault;
 use names::Names;
 use requests::Requests;
 
@@ -106,6 +110,10 @@ pub struct Judgement {
     pub decision: Decision,
     /// Each access in a line for people.
     pub accesses: Vec<Arc<str>>,
+    /// The tables whose rows the answer may hold: what comes back counts for each of them.
+    pub tables: Arc<[Arc<TableVolume>]>,
+    /// Whether it depends on what the agent has had: then all that the session asked before must be answered first.
+    pub reads_volume: bool,
 }
 
 /// Limits of one session.
@@ -129,39 +137,10 @@ pub struct MachineLimits {
 const KEPT_TEXT_BYTES: usize = 64 << 20;
 /// Messages from the server that are looked at whole: errors, notices, row descriptions.
 const WHOLE_MESSAGE_BYTES: usize = 16 << 20;
+/// Messages of the agent's that are judged in a row before other sessions get their turn.
+const MESSAGES: usize = 32;
 /// A gate that holds more stops the reading of the other side.
 const GATE_BYTES: usize = 256 * 1024;
-/// Bytes that a session may run ahead of the store.
-pub const AHEAD_BYTES: u64 = 4 << 20;
-
-/// Why a session cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// The agent broke the protocol or a limit.
-    #[error("{0}")]
-    Agent(#[from] FrontendError),
-    /// The agent's frame cannot be.
-    #[error("{0}")]
-    AgentFrame(FrameError),
-    /// A message where the protocol has no place for it.
-    #[error("a message of type `{}` came while COPY data was expected", tag.escape_ascii())]
-    InCopy {
-        /// Its type.
-        tag: u8,
-    },
-    /// The server broke the protocol or a limit.
-    #[error("the server sent what it may not: {0}")]
-    Server(#[from] BackendError),
-    /// The server's frame cannot be.
-    #[error("the server sent what it may not: {0}")]
-    ServerFrame(FrameError),
-    /// The record cannot be written.
-    #[error("{0}")]
-    Record(#[from] StoreError),
-    /// The identity ended.
-    #[error("{}", .0.message)]
-    Standing(Box<ErrorAnswer>),
-}
 
 /// How far the machine came with what it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +160,8 @@ pub enum Stop {
     Busy,
     /// The catalogue must be fetched first.
     Catalog,
+    /// It is not the agent's turn before this.
+    Until(Instant),
     /// The agent said goodbye.
     Closed,
 }
@@ -191,6 +172,16 @@ pub struct Machine<J> {
     judge: J,
     log: SessionLog,
     limits: MachineLimits,
+    /// What the agent uses up.
+    account: Arc<Account>,
+    /// The message at hand has had its turn.
+    admitted: bool,
+    /// … and waits until the answers before it are counted.
+    waits_for_count: bool,
+    /// The answer that is cut off since the agent has used up an amount.
+    cut: Option<Cut>,
+    /// Something with effects was forwarded since the server was last ready.
+    effects: bool,
     to_server: Gate,
     to_agent: Gate,
     expect: VecDeque<Expect>,
@@ -237,15 +228,20 @@ enum AgentPhase {
 
 impl<J: Judge> Machine<J> {
     /// A session whose agent has seen ReadyForQuery. `nonce` is 32 hex digits that the agent cannot guess.
-    pub fn new(judge: J, log: SessionLog, limits: MachineLimits, nonce: &str) -> Self {
+    pub fn new(judge: J, log: SessionLog, limits: MachineLimits, account: Arc<Account>, nonce: &str) -> Self {
         Self {
             judge,
             log,
             limits,
+            requests: Requests::charged_to(account.clone()),
+            account,
+            admitted: false,
+            waits_for_count: false,
+            cut: None,
+            effects: false,
             to_server: Gate::default(),
             to_agent: Gate::default(),
             expect: VecDeque::new(),
-            requests: Requests::default(),
             statements: Names::default(),
             portals: Names::default(),
             kept_text: Arc::default(),
@@ -287,7 +283,7 @@ impl<J: Judge> Machine<J> {
 
     /// Whether more of the agent's bytes should be read now.
     pub fn wants_agent(&self) -> bool {
-        self.agent_phase != AgentPhase::Closed && !self.is_full()
+        self.agent_phase != AgentPhase::Closed && !self.is_full() && self.cut.is_none()
     }
 
     /// Whether the agent is in the middle of COPY data: nothing but more of it can be said to the server.
@@ -297,7 +293,7 @@ impl<J: Judge> Machine<J> {
 
     /// Whether the agent is ahead of the server or of the record.
     fn is_full(&self) -> bool {
-        self.to_server.held() >= GATE_BYTES || self.log.bytes_ahead() > AHEAD_BYTES
+        self.to_server.held() >= GATE_BYTES || self.log.is_ahead()
     }
 
     /// Whether more of the server's bytes should be read now.
@@ -329,13 +325,13 @@ impl<J: Judge> Machine<J> {
     /// # Errors
     /// What ends the session.
     pub fn from_agent(&mut self, input: &[u8]) -> Result<Taken, Fault> {
-        let mut used = 0;
+        let (mut used, mut messages) = (0, 0);
         loop {
             let rest = input.get(used..).unwrap_or_default();
             if self.agent_phase == AgentPhase::Closed {
                 return Ok(Taken { bytes: input.len(), stop: Stop::Closed });
             }
-            if self.is_full() {
+            if self.is_full() || self.cut.is_some() {
                 return Ok(Taken { bytes: used, stop: Stop::Busy });
             }
             if let Some(body) = self.agent_body.take() {
@@ -377,9 +373,15 @@ impl<J: Judge> Machine<J> {
             let Some(frame) = rest.get(..header.frame()) else {
                 return Ok(Taken { bytes: used, stop: Stop::More });
             };
+            if messages >= MESSAGES {
+                return Ok(Taken { bytes: used, stop: Stop::Busy });
+            }
+            messages += 1;
             if let Some(stop) = self.message(header.tag, frame)? {
                 return Ok(Taken { bytes: used, stop });
             }
+            self.admitted = false;
+            self.waits_for_count = false;
             used += frame.len();
         }
     }
@@ -387,9 +389,7 @@ impl<J: Judge> Machine<J> {
     /// Asks the server for the answers that it keeps back up to a Sync: the agent's Sync is not read before they came.
     fn hurry_server(&mut self) {
         if !self.hurried {
-            let mut bytes = BytesMut::new();
-            answer::flush(&mut bytes);
-            self.to_server.push(&bytes, 0);
+            self.flush_server();
             self.hurried = true;
         }
     }

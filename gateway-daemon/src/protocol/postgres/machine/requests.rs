@@ -5,14 +5,20 @@ use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Instant};
 use aws_lc_rs::digest;
 
 use crate::{
+    limits::{Account, TableVolume},
     policy::{Decision, DeniedAccess, ForRecord, LiftOnRecord},
     record::{self, DecisionRecord, Event, Outcome, Request, RequestKind, Runs, SessionLog, StoreError},
     sql::Columns,
 };
 
+/// Bytes of one answer after which they are charged before it ends: few enough that a limit is met within the answer.
+const CHARGE_BYTES: u64 = 16 * 1024;
+
 /// Requests that were asked for and have not ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Requests {
+    /// Who is charged for the answers.
+    account: Arc<Account>,
     /// Numbers rise by one from front to back.
     live: VecDeque<Live>,
     last: u64,
@@ -34,6 +40,9 @@ struct Live {
     tags: Vec<String>,
     rows: u64,
     bytes: u64,
+    /// What of them is not charged yet, and for which tables it will be.
+    due: (u64, u64),
+    tables: Arc<[Arc<TableVolume>]>,
     digest: Option<digest::Context>,
     error: Option<(String, String)>,
     truncated: bool,
@@ -48,13 +57,20 @@ pub(super) struct Ask<'a> {
     pub(super) formats: Vec<u16>,
     pub(super) types: Vec<u32>,
     pub(super) accesses: &'a [Arc<str>],
+    /// The tables that it reads.
+    pub(super) tables: Arc<[Arc<TableVolume>]>,
     pub(super) runs: Option<Runs>,
 }
 
 impl<'a> Ask<'a> {
     /// A statement without parameters that runs nothing made earlier.
-    pub(super) const fn new(kind: RequestKind, sql: Cow<'a, str>, accesses: &'a [Arc<str>]) -> Self {
-        Self { kind, sql, parameters: Vec::new(), formats: Vec::new(), types: Vec::new(), accesses, runs: None }
+    pub(super) const fn new(
+        kind: RequestKind,
+        sql: Cow<'a, str>,
+        accesses: &'a [Arc<str>],
+        tables: Arc<[Arc<TableVolume>]>,
+    ) -> Self {
+        Self { kind, sql, parameters: Vec::new(), formats: Vec::new(), types: Vec::new(), accesses, tables, runs: None }
     }
 }
 
@@ -73,7 +89,21 @@ impl std::fmt::Debug for Live {
     }
 }
 
+impl Live {
+    /// Charges what is due. A short answer is charged once, a long one as it goes.
+    fn charge(&mut self, account: &Account, now: Instant) {
+        let (rows, bytes) = std::mem::take(&mut self.due);
+        if (rows, bytes) != (0, 0) {
+            account.charge(now, &self.tables, rows, bytes);
+        }
+    }
+}
+
 impl Requests {
+    pub(super) const fn charged_to(account: Arc<Account>) -> Self {
+        Self { account, live: VecDeque::new(), last: 0, refused: 0, observed: 0, rows: 0, bytes: 0 }
+    }
+
     /// Puts a request and its decision on the record (not yet committed).
     pub(super) fn ask(&mut self, log: &mut SessionLog, ask: Ask<'_>, decision: &Decision) -> Result<Asked, StoreError> {
         let number = self.last + 1;
@@ -109,6 +139,8 @@ impl Requests {
             tags: Vec::new(),
             rows: 0,
             bytes: 0,
+            due: (0, 0),
+            tables: ask.tables,
             digest: None,
             error: None,
             truncated: false,
@@ -139,9 +171,16 @@ impl Requests {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.rows += rows;
         self.bytes += length;
-        let Some(live) = self.find(number) else { return log.append_answer(number, bytes) };
+        let Some(live) = find(&mut self.live, number) else {
+            self.account.charge(Instant::now(), &[], rows, length);
+            return log.append_answer(number, bytes);
+        };
         live.rows += rows;
         live.bytes += length;
+        live.due = (live.due.0 + rows, live.due.1 + length);
+        if live.due.1 >= CHARGE_BYTES {
+            live.charge(&self.account, Instant::now());
+        }
         live.digest.get_or_insert_with(|| digest::Context::new(&digest::SHA256)).update(bytes);
         // Whole or not at all: what is cut in a message could not be shown.
         if live.truncated || live.bytes > limit {
@@ -171,9 +210,10 @@ impl Requests {
 
     /// The request ended: gives the event that says so, 0 when it had ended before.
     pub(super) fn end(&mut self, log: &mut SessionLog, number: u64) -> Result<u64, StoreError> {
-        let session = log.id();
-        let Some(live) = self.find(number).filter(|live| !live.ended) else { return Ok(0) };
+        let (session, now) = (log.id(), Instant::now());
+        let Some(live) = find(&mut self.live, number).filter(|live| !live.ended) else { return Ok(0) };
         live.ended = true;
+        live.charge(&self.account, now);
         let digest = match live.digest.take() {
             Some(context) => context.finish(),
             None => digest::digest(&digest::SHA256, b""),
@@ -187,7 +227,7 @@ impl Requests {
             digest: digest.as_ref().try_into().unwrap_or_default(),
             truncated: live.truncated,
             error: live.error.take(),
-            duration: live.started.elapsed(),
+            duration: now.duration_since(live.started),
         };
         self.drop_ended();
         log.append(&Event::Outcome(outcome))
@@ -201,8 +241,9 @@ impl Requests {
 
     /// The request is over and says nothing more: a Parse that the server took.
     pub(super) fn settle(&mut self, number: u64) {
-        if let Some(live) = self.find(number) {
+        if let Some(live) = find(&mut self.live, number) {
             live.ended = true;
+            live.charge(&self.account, Instant::now());
         }
         self.drop_ended();
     }
@@ -227,10 +268,14 @@ impl Requests {
     }
 
     fn find(&mut self, number: u64) -> Option<&mut Live> {
-        let first = self.live.front()?.number;
-        let at = usize::try_from(number.checked_sub(first)?).ok()?;
-        self.live.get_mut(at)
+        find(&mut self.live, number)
     }
+}
+
+fn find(live: &mut VecDeque<Live>, number: u64) -> Option<&mut Live> {
+    let first = live.front()?.number;
+    let at = usize::try_from(number.checked_sub(first)?).ok()?;
+    live.get_mut(at)
 }
 
 fn denied_access(denied: &DeniedAccess) -> record::DeniedAccess {

@@ -24,7 +24,7 @@ use crate::{
 
 /// A text that the server's scanner refuses at its first character, in any state of the transaction: what is sent in
 /// place of a refused Query.
-const REFUSED_QUERY: &str = "!weir refused this statement";
+pub(super) const REFUSED_QUERY: &str = "!weir refused this statement";
 
 /// What became of a Parse.
 enum Turn {
@@ -82,6 +82,9 @@ impl<J: Judge> Machine<J> {
 
     fn query(&mut self, sql: &str, frame: &[u8]) -> Result<Option<Stop>, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
+        if let Some(stop) = self.admit()? {
+            return Ok(Some(stop));
+        }
         let reading = match self.read(RequestKind::Simple, sql)? {
             Text::Read(reading) => reading,
             Text::NotYet => return Ok(Some(Stop::Catalog)),
@@ -118,7 +121,7 @@ impl<J: Judge> Machine<J> {
             self.note_changes(changes);
         }
         let copies = copies_of(&reading);
-        self.to_server.forward(frame, clearance, asked.event);
+        self.forward(frame, clearance, asked);
         let statements = reading.statements.len();
         self.expect.push_back(Expect::Query { asked, changes, statements, copies, refused: None });
         self.fence_names();
@@ -126,24 +129,17 @@ impl<J: Judge> Machine<J> {
         Ok(None)
     }
 
-    fn refuse_query(&mut self, asked: Asked, answer: ErrorAnswer) {
-        let mut bytes = BytesMut::new();
-        answer::query(&mut bytes, REFUSED_QUERY);
-        self.to_server.push(&bytes, 0);
-        let refused = Some(Box::new(answer));
-        let changes = VecDeque::new();
-        self.expect.push_back(Expect::Query { asked, changes, statements: 0, copies: Copies::No, refused });
-        self.fence_names();
-    }
-
     fn parse(&mut self, name: &str, sql: &str, types: &[u8], frame: &[u8]) -> Result<Option<Stop>, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
+        if let Some(stop) = self.admit()? {
+            return Ok(Some(stop));
+        }
         match self.turn_of_parse(name, sql, types)? {
             Turn::Later(stop) => return Ok(Some(stop)),
             Turn::Refuse(answer, asked) => self.stand_in(Some(asked), answer),
             Turn::Forward(clearance, asked, changes) => {
                 self.note_changes(&changes);
-                self.to_server.forward(frame, clearance, asked.event);
+                self.forward(frame, clearance, asked);
                 self.expect.push_back(Expect::Parse { asked, changes });
             }
         }
@@ -180,6 +176,9 @@ impl<J: Judge> Machine<J> {
 
     fn bind(&mut self, bind: &Bind<'_>, frame: &[u8]) -> Result<Option<Stop>, Fault> {
         self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
+        if let Some(stop) = self.admit()? {
+            return Ok(Some(stop));
+        }
         let prepared = match self.statements.get(bind.statement) {
             Meaning::Known(prepared) => prepared,
             Meaning::Unsettled => return Ok(Some(Stop::Busy)),
@@ -221,7 +220,7 @@ impl<J: Judge> Machine<J> {
             return Ok(None);
         }
         self.note_changes(&changes);
-        self.to_server.forward(frame, clearance, asked.event);
+        self.forward(frame, clearance, asked);
         self.expect.push_back(Expect::Bind { asked, changes });
         Ok(None)
     }
@@ -247,6 +246,9 @@ impl<J: Judge> Machine<J> {
         let asked = if portal.first_use() && told && self.requests.is_live(portal.asked.number) {
             portal.asked
         } else {
+            if let Some(stop) = self.admit()? {
+                return Ok(Some(stop));
+            }
             let mut ask = self.ask_for(RequestKind::Execute, &portal.sql, &portal.reading, &judged.judgement);
             ask.runs = Some(Runs { request: portal.asked.number, results: None });
             self.requests.ask(&mut self.log, ask, &judged.judgement.decision)?
@@ -270,7 +272,7 @@ impl<J: Judge> Machine<J> {
         }
         self.note_changes(&changes);
         let copies = copies_of(&portal.reading);
-        self.to_server.forward(frame, clearance, asked.event);
+        self.forward(frame, clearance, asked);
         self.expect.push_back(Expect::Execute { asked, changes, copies });
         self.await_copy(copies, asked);
         Ok(None)
@@ -310,7 +312,7 @@ impl<J: Judge> Machine<J> {
     }
 
     /// Sends the stand-in of a refused message: it fails on the server as the message fails here.
-    fn stand_in(&mut self, asked: Option<Asked>, answer: ErrorAnswer) {
+    pub(super) fn stand_in(&mut self, asked: Option<Asked>, answer: ErrorAnswer) {
         let mut bytes = BytesMut::new();
         answer::describe_statement(&mut bytes, &self.no_such_name);
         self.to_server.push(&bytes, 0);
@@ -346,6 +348,7 @@ impl<J: Judge> Machine<J> {
     /// A part of a CopyData message, for a request or for nobody.
     pub(super) fn copy_part(&mut self, to: Option<Asked>, bytes: &[u8]) -> Result<(), Fault> {
         if let Some(asked) = to {
+            self.may_record()?;
             self.log.append_copy_in(asked.number, bytes)?;
             self.to_server.push(bytes, 0);
         }

@@ -1,9 +1,12 @@
 //! The machine, fed with bytes of both sides.
 
+mod used_up;
+
 use bytes::BytesMut;
 
 use super::*;
 use crate::{
+    limits::AgentLimits,
     policy::{DeniedAccess, Denier, Lifts, Mode, PolicySetId, Verdict},
     record::{Recorder, SessionId},
     sql::{Action, Catalog, Columns, SessionNames},
@@ -42,7 +45,8 @@ impl Judge for TestJudge {
             Verdict::Allow
         };
         let decision = Decision { verdict, policies: Vec::new(), set: PolicySetId([0; 32]), durable_first: false };
-        Arc::new(Judgement { decision: decision.under(self.mode), accesses })
+        let decision = decision.under(self.mode);
+        Arc::new(Judgement { decision, accesses, tables: Arc::default(), reads_volume: false })
     }
 
     fn forwarding(&mut self, _: &Reading) -> Result<(), String> {
@@ -67,6 +71,10 @@ impl Judge for TestJudge {
 }
 
 fn machine() -> Machine<TestJudge> {
+    machine_of(Account::alone("", AgentLimits::NONE))
+}
+
+fn machine_of(account: Arc<Account>) -> Machine<TestJudge> {
     let catalog = Catalog::default();
     let names = catalog.session_names();
     let judge = TestJudge { catalog, names, forbidden: "secrets", mode: Mode::Enforce };
@@ -78,7 +86,7 @@ fn machine() -> Machine<TestJudge> {
         names: 100,
         answer_bytes: 1 << 20,
     };
-    Machine::new(judge, Recorder::without_record().session(SessionId(1)), limits, "nonce")
+    Machine::new(judge, Recorder::without_record().session(SessionId(1)), limits, account, "nonce")
 }
 
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::{
     Fault, Judge, Judgement, KEPT_TEXT_BYTES, Machine, Stop, Unread,
-    errors::{no_cursor, no_statement, not_plain, over},
+    errors::{no_cursor, no_statement, not_plain, over, used_up},
     expect::{Changes, Copies, Portal, Prepared, PreparedBy},
     names::{Change, Meaning},
     requests::{Ask, Asked},
 };
 use crate::{
+    limits::Over,
     policy::{Clearance, Decision, Denier, NotCleared, PolicySetId, Refusal, Verdict},
     protocol::postgres::answer::{ErrorAnswer, REFUSED, Severity},
     record::RequestKind,
@@ -23,6 +24,8 @@ pub(super) struct Judged {
     pub(super) named: Vec<Arc<Reading>>,
     /// Why it is refused whatever the policies say.
     impossible: Option<ErrorAnswer>,
+    /// The amount that the agent has used up.
+    used_up: Option<Over>,
 }
 
 impl Judged {
@@ -82,8 +85,20 @@ impl<J: Judge> Machine<J> {
         if !named.iter().all(|reading| is_plain(reading)) {
             impossible = Some(not_plain());
         }
-        let judgement = self.judge.decide(reading, &named);
-        Ok(Judged { judgement, named, impossible })
+        let mut judgement = self.judge.decide(reading, &named);
+        if judgement.reads_volume && self.waits_for_count() {
+            return Err(Stop::Busy);
+        }
+        let used_up = self.account.over_answers().filter(|_| !returns_nothing(reading));
+        if let Some(over) = &used_up {
+            let reason = over.to_string();
+            let verdict = Verdict::Deny { what: "the statement".to_owned(), reason, access: None, by: Denier::Weir };
+            let Judgement { decision, accesses, tables, reads_volume } = &*judgement;
+            let decision = Decision { verdict, policies: Vec::new(), ..decision.clone() };
+            let (accesses, tables, reads_volume) = (accesses.clone(), tables.clone(), *reads_volume);
+            judgement = Arc::new(Judgement { decision, accesses, tables, reads_volume });
+        }
+        Ok(Judged { judgement, named, impossible, used_up })
     }
 
     /// What a statement does to names once the server completed it.
@@ -179,7 +194,7 @@ impl<J: Judge> Machine<J> {
             set: PolicySetId([0; 32]),
             durable_first: true,
         };
-        let asked = self.requests.ask(&mut self.log, Ask::new(kind, kept.into(), &[]), &decision)?;
+        let asked = self.requests.ask(&mut self.log, Ask::new(kind, kept.into(), &[], Arc::default()), &decision)?;
         Ok(Text::Refused(answer, asked))
     }
 
@@ -195,7 +210,7 @@ impl<J: Judge> Machine<J> {
             Some(redacted) => std::borrow::Cow::Owned(redacted),
             None => std::borrow::Cow::Borrowed(sql),
         };
-        Ask::new(kind, sql, &judgement.accesses)
+        Ask::new(kind, sql, &judgement.accesses, judgement.tables.clone())
     }
 
     fn refusal(&self, refusal: &Refusal) -> ErrorAnswer {
@@ -216,6 +231,9 @@ impl<J: Judge> Machine<J> {
 
     /// The clearance for a request that is on the record, or what the agent is told instead: with the place, where the message itself brought the text.
     pub(super) fn clear(&self, judged: &Judged, asked: Asked, text: Option<&str>) -> Result<Clearance, ErrorAnswer> {
+        if let Some(over) = &judged.used_up {
+            return Err(used_up(over));
+        }
         let cleared = match judged.judgement.decision.clear() {
             Ok(clearance) => Ok(clearance),
             Err(NotCleared::Lifted(lifted)) => lifted.recorded(asked.lifted),
@@ -246,6 +264,11 @@ impl<J: Judge> Machine<J> {
             }
         }
     }
+}
+
+/// Whether an agent may send it that has used up an amount: what it began it must be able to end.
+fn returns_nothing(reading: &Reading) -> bool {
+    reading.statements.iter().all(|statement| matches!(statement.kind, StatementKind::Transaction(_)))
 }
 
 /// Whether a statement may be run by another's name for it. The server would run anything that was prepared, also what

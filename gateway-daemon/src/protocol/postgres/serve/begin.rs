@@ -47,7 +47,7 @@ pub(super) fn check_startup(target: &Target, startup: &Startup) -> Result<String
 pub(super) async fn connect(
     run: &Run,
     target: &Target,
-    caller: &Caller,
+    caller: &Caller<'_>,
     identity: &Identity,
     startup: &Startup,
     database: &str,
@@ -82,7 +82,7 @@ pub(super) async fn connect(
 pub(super) fn session_start(
     run: &Run,
     target: &Target,
-    caller: &Caller,
+    caller: &Caller<'_>,
     identity: &Identity,
     startup: &Startup,
     database: &str,

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    answer::{self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, TOO_MANY},
+    answer::{self, ErrorAnswer, IDLE, LIMIT, NO_IDENTITY, PROTOCOL_VIOLATION, RECORD_FAILED, TOO_MANY, USED_UP},
     cancels::Cancels,
     catalogs::Catalogs,
     frame::FrameError,
@@ -24,20 +24,23 @@ use super::{
 use crate::{
     accept::Accepted,
     identity::{Run, Standing},
+    limits::{Account, Accounts},
     policy::{Mode, Policies},
     protocol::sessions::{self, SessionView, Sessions},
-    record::{Event, KernelRefusal, Recorder, SessionStart, StoreError},
+    record::{Recorder, SessionStart, StoreError},
     sql::ReadingCache,
 };
 
 mod begin;
 mod parameters;
 mod reach;
+mod refusals;
 mod world;
 
 use begin::{Ready, check_startup, connect, log_start, make_ready, session_start};
 pub use reach::{ConnectError, Reached, Server};
-use world::SessionWorld;
+use refusals::Connect;
+use world::{Running, SessionWorld};
 
 /// One declared connection, ready to be served.
 #[derive(Debug)]
@@ -73,6 +76,8 @@ pub struct Front {
     pub policies: Arc<Policies>,
     /// Readings of statements seen before.
     pub cache: Arc<ReadingCache>,
+    /// What the agents have used up.
+    pub accounts: Arc<Accounts>,
     /// Open sessions.
     pub sessions: Arc<Sessions>,
     /// Keys of cancel requests.
@@ -99,16 +104,25 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
         let mut opened = None;
         let (origin, pid, uid) = (accepted.origin, accepted.pid, accepted.uid);
         let stream = accepted.stream;
+        let Some(account) = front.accounts.of(&run.agent) else {
+            tracing::error!("no session: the agent is no longer configured");
+            return;
+        };
+        let connect = Connect { account, destination: origin, cgroup: run.cgroup.0, pid, uid };
         // Before the first byte: a start-up that never ends has its place as well.
-        let place = match front.sessions.begin(&run.agent) {
+        let place = match front.sessions.begin(&run.agent, account.limits.connections) {
             Ok(place) => place,
             Err(error) => {
-                tracing::warn!(%error, "no session: too many start-ups");
+                let answer = ErrorAnswer::fatal(TOO_MANY, error.to_string());
+                refusals::record(&front, &connect, &answer);
                 // A fresh socket's buffer takes it whole; what it does not take is not waited for.
-                let _ = stream.try_write(&ErrorAnswer::fatal(TOO_MANY, error.to_string()).to_bytes());
+                let _ = stream.try_write(&answer.to_bytes());
                 return;
             }
         };
+        if let Some(turn) = account.connect() {
+            tokio::time::sleep_until(turn.into()).await;
+        }
         // Boxed, as all that is over before the session begins: a session's memory is its task's.
         let opening = Box::pin(open(&front, stream, &run, &target, origin, &mut opened));
         let outcome = match tokio::time::timeout(front.startup_deadline, opening).await {
@@ -117,7 +131,7 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
         };
         let outcome = match outcome {
             Ok(startup) => {
-                let caller = Caller { id, origin, pid, uid };
+                let caller = Caller { id, origin, pid, uid, account };
                 session(&front, &run, &target, &caller, place, startup, &mut opened).await
             }
             Err(no_session) => Err(no_session),
@@ -127,8 +141,7 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
             Err(NoSession::Cancelled) => {}
             Err(NoSession::Silent(reason)) => tracing::info!(end = %reason, "no session"),
             Err(NoSession::Told(answer)) => {
-                tracing::info!(sqlstate = answer.sqlstate, "no session");
-                record_refusal(&front, &run, (origin, pid, uid), &answer);
+                refusals::record(&front, &connect, &answer);
                 if let Some(mut stream) = opened {
                     // Whether it still listens is its own affair.
                     let _ = stream.write_all(&answer.to_bytes()).await;
@@ -140,25 +153,9 @@ pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target:
     tracing::Instrument::instrument(work, span).await;
 }
 
-/// Puts a connection on the record that came to be no session: its own events would tell nobody why.
-fn record_refusal(front: &Front, run: &Run, (destination, pid, uid): (SocketAddr, u32, u32), answer: &ErrorAnswer) {
-    let refused = KernelRefusal {
-        agent: Some(run.agent.to_string()),
-        uid,
-        pid,
-        comm: String::new(),
-        cgroup: run.cgroup.0,
-        destination,
-        what: answer.message.clone(),
-        count: 1,
-    };
-    if let Err(error) = front.recorder.record(&Event::Refused(refused)) {
-        tracing::error!(%error, "a refusal is not on the record");
-    }
-}
-
 /// Who connected.
-struct Caller {
+struct Caller<'a> {
+    account: &'a Arc<Account>,
     id: crate::record::SessionId,
     origin: SocketAddr,
     pid: u32,
@@ -170,7 +167,7 @@ async fn session(
     front: &Arc<Front>,
     run: &Arc<Run>,
     target: &Arc<Target>,
-    caller: &Caller,
+    caller: &Caller<'_>,
     opening: sessions::Opening,
     startup: Startup,
     opened: &mut Option<AgentStream>,
@@ -188,14 +185,17 @@ async fn session(
         origin: caller.origin,
         started: std::time::SystemTime::now(),
     };
-    let place = front.sessions.enter(view);
+    let place = front.sessions.enter(view, caller.account.limits.connections);
     let place = place.map_err(|error| told(ErrorAnswer::fatal(TOO_MANY, error.to_string())))?;
     drop(opening);
+    if let Some(over) = caller.account.over_record() {
+        return Err(told(ErrorAnswer::fatal(USED_UP, format!("Weir refused this connection: {over}"))));
+    }
     if let Some(why) = target.withheld.load_full() {
         return Err(told(ErrorAnswer::fatal(NO_IDENTITY, format!("Weir does not serve this connection: {why}"))));
     }
     let database = check_startup(target, &startup).map_err(told)?;
-    let mut log = front.recorder.session(caller.id);
+    let mut log = front.recorder.session_of(caller.id, caller.account);
     let agent_tls = opened.as_ref().is_some_and(AgentStream::is_tls);
     let start = session_start(run, target, caller, &identity, &startup, &database, agent_tls);
     let connected = Box::pin(connect(run, target, caller, &identity, &startup, &database)).await;
@@ -224,14 +224,16 @@ async fn session(
         identity_parameters: target.identity_parameters,
         policies: front.policies.clone(),
         mode: target.mode,
+        account: caller.account.clone(),
         cache: front.cache.clone(),
         catalog: catalog.clone(),
         names,
         hint: front.hint.clone(),
         secrets: front.secrets.clone(),
     });
-    let world = SessionWorld::new(run.clone(), place.end.clone(), catalog, target.clone(), database);
-    let mut machine = Machine::new(judge, log, front.limits, &nonce);
+    let statement = Running { server: server.clone(), address: upstream.address, key: upstream.greeting.key.clone() };
+    let world = SessionWorld::new(run.clone(), place.end.clone(), catalog, target.clone(), database, statement);
+    let mut machine = Machine::new(judge, log, front.limits, caller.account.clone(), &nonce);
     if let Some(key) = &upstream.greeting.key {
         machine = machine.known_as(key.process.cast_unsigned(), cancel_place.key().process);
     }
@@ -297,6 +299,7 @@ fn fault_answer(fault: &Fault) -> ErrorAnswer {
         Fault::Server(_) | Fault::ServerFrame(_) => ErrorAnswer::fatal(answer::UPSTREAM_LOST, text),
         Fault::Record(error) => record_failed(error),
         Fault::Standing(answer) => (**answer).clone(),
+        Fault::UsedUp(_) => ErrorAnswer::fatal(USED_UP, text),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use super::Target;
+use super::{Server, Target};
 use crate::{
     identity::{Run, Standing},
     protocol::postgres::{
@@ -15,6 +16,7 @@ use crate::{
         catalogs::CatalogCell,
         judge::no_standing,
         pump::World,
+        upstream::{self, BackendKey},
     },
 };
 
@@ -40,25 +42,39 @@ async fn until_told(run: Arc<Run>, mut end: tokio::sync::watch::Receiver<Option<
     }
 }
 
+/// What runs for a session on its server, as far as it can be cancelled.
+pub(super) struct Running {
+    pub(super) server: Arc<Server>,
+    /// The server's address that the session has.
+    pub(super) address: SocketAddr,
+    /// The key of the session there, where the server gave one.
+    pub(super) key: Option<BackendKey>,
+}
+
 /// What a session waits for beside its bytes.
 pub(super) struct SessionWorld {
     told: Pin<Box<dyn Future<Output = ErrorAnswer> + Send>>,
     catalog: Arc<CatalogCell>,
     target: Arc<Target>,
     database: String,
+    running: Running,
+    cancel: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     fetch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl SessionWorld {
-    /// Of a session of `run` in the database that `catalog` describes. `end` says why it must end, once it must.
+    /// Of a session of `run` in the database that `catalog` describes. `end` says why it must end, once it must; `running`
+    /// is how the server can be told to stop.
     pub(super) fn new(
         run: Arc<Run>,
         end: tokio::sync::watch::Receiver<Option<Arc<str>>>,
         catalog: Arc<CatalogCell>,
         target: Arc<Target>,
         database: String,
+        running: Running,
     ) -> Self {
-        Self { told: Box::pin(until_told(run, end)), catalog, target, database, fetch: None }
+        let told = Box::pin(until_told(run, end));
+        Self { told, catalog, target, database, running, cancel: None, fetch: None }
     }
 }
 
@@ -75,6 +91,25 @@ impl World for SessionWorld {
         let done = fetch.as_mut().poll(cx);
         if done.is_ready() {
             self.fetch = None;
+        }
+        done
+    }
+
+    fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(key) = &self.running.key else { return Poll::Ready(false) };
+        let cancel = self.cancel.get_or_insert_with(|| {
+            let (server, address, key) = (self.running.server.clone(), self.running.address, key.clone());
+            Box::pin(async move {
+                let cancelled = upstream::cancel(&server.settings, address, &key).await;
+                if let Err(error) = &cancelled {
+                    tracing::warn!(%error, "a statement whose answer is cut off could not be cancelled");
+                }
+                cancelled.is_ok()
+            })
+        });
+        let done = cancel.as_mut().poll(cx);
+        if done.is_ready() {
+            self.cancel = None;
         }
         done
     }

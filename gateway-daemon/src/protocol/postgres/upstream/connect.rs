@@ -7,6 +7,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::{Handle, RuntimeFlavor},
     time::Instant,
 };
 use tokio_rustls::{TlsConnector, client};
@@ -199,7 +200,7 @@ async fn converse(
         });
     }
     loop {
-        match startup.receive(&mut buf)? {
+        match receive(startup, &mut buf)? {
             Progress::Ready(authenticated, greeting) => return Ok((authenticated, greeting, buf)),
             Progress::Send(bytes) => clock.write(startup.phase(), stream, &bytes).await?,
             Progress::More => {
@@ -211,6 +212,14 @@ async fn converse(
                 }
             }
         }
+    }
+}
+
+/// Proving a password takes milliseconds of computing: the thread's other sessions are not to wait for it.
+fn receive(startup: &mut Startup, buf: &mut BytesMut) -> Result<Progress, Failure> {
+    match (startup.phase(), Handle::current().runtime_flavor()) {
+        (Phase::Authentication, RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| startup.receive(buf)),
+        (_, _) => startup.receive(buf),
     }
 }
 
