@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what building and testing need, each with its reason.
 
 pub(crate) mod kernel;
+pub(crate) mod regress;
 
 use std::collections::HashSet;
 use std::fs;

@@ -115,6 +115,20 @@ impl SessionJudge {
         }
     }
 
+    /// What is refused whatever the policies say.
+    fn beyond_policies(&self, access: &Access) -> Option<Verdict> {
+        let (what, reason) = if self.touches_own_role(access) {
+            (format!("`role` on {}", self.role), "the role that Weir itself uses can be changed by no policy")
+        } else if sql::changes_reading(access) {
+            // The session would have to end as soon as the server says that it did so.
+            let reason = "the server would read statements otherwise than Weir does; no policy can permit that";
+            (format!("`set` on {}", access.object), reason)
+        } else {
+            return None;
+        };
+        Some(Verdict::Deny { what, reason: reason.to_owned(), access: None })
+    }
+
     fn identity(&self) -> Option<Arc<Identity>> {
         match self.run.standing_now() {
             Standing::Valid(identity) => Some(identity),
@@ -130,7 +144,12 @@ impl SessionJudge {
             }
             ReadError::Nul | ReadError::Scan { .. } | ReadError::Parser => (SYNTAX_ERROR, error.to_string()),
         };
-        let detail = "Weir could not read the statement, so it was not forwarded.".to_owned();
+        // What the server's own grammar refuses gets the server's own error, and no more.
+        let detail = match error {
+            ReadError::Syntax { .. } => "",
+            _ => "Weir could not read the statement, so it was not forwarded.",
+        };
+        let detail = detail.to_owned();
         let severity = Severity::Error;
         let position = sql::place_of_syntax_error(sql, error);
         Unread::Never {
@@ -167,12 +186,8 @@ impl SessionJudge {
             now: SystemTime::now(),
             accesses: &accesses,
         });
-        if accesses.iter().any(|access| self.touches_own_role(access)) {
-            decision.verdict = Verdict::Deny {
-                what: format!("`role` on {}", self.role),
-                reason: "the role that Weir itself uses can be changed by no policy".to_owned(),
-                access: None,
-            };
+        if let Some(verdict) = accesses.iter().find_map(|access| self.beyond_policies(access)) {
+            decision.verdict = verdict;
             decision.policies.clear();
         }
         Judgement { decision, accesses: accesses.iter().map(|access| describe(access).into()).collect() }
