@@ -6,6 +6,8 @@ mod cancel;
 mod clients;
 #[path = "session/identity.rs"]
 mod identity;
+#[path = "session/messages.rs"]
+mod messages;
 #[path = "session/player.rs"]
 mod player;
 #[path = "session/record.rs"]
