@@ -10,6 +10,8 @@ mod flood;
 mod identity;
 #[path = "session/limits.rs"]
 mod limits;
+#[path = "session/messages.rs"]
+mod messages;
 #[path = "session/player.rs"]
 mod player;
 #[path = "session/record.rs"]

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod conformance;
 mod demo;
 mod fuzz;
 mod lint;
@@ -31,6 +32,8 @@ enum Verb {
     Build,
     /// Measure what Weir costs, beside a direct connection, haproxy and pgbouncer
     Bench(bench::Options),
+    /// Run PostgreSQL's own regression suite directly and through Weir, and compare
+    Conformance(conformance::Options),
     /// Show Weir at work with real programs: an agent, a database, and the ways round that are tried
     Demo,
     /// Run every test, against real servers that are started for it
@@ -47,6 +50,7 @@ fn main() -> Result<()> {
         Verb::Setup => setup::run(),
         Verb::Build => build::run(),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Conformance(options) => conformance::run(&options),
         Verb::Demo => demo::run(),
         Verb::Test(options) => test::run(&options),
         Verb::Long(options) => long::run(&options),

@@ -58,3 +58,14 @@ pub fn setting_is_free(name: &str, value: &str) -> bool {
         Some(lists::SettingRule::Show) | None => false,
     }
 }
+
+/// Whether an access sets what decides how statements are read, to something by which the server would read them otherwise
+/// than [`read`] does.
+pub fn changes_reading(access: &Access) -> bool {
+    match (&access.object, access.action) {
+        (Object::Setting { name }, Action::Unknown) => {
+            matches!(lists::setting_rule(name), Some(lists::SettingRule::Only(_)))
+        }
+        _ => false,
+    }
+}

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use end_to_end::{Database, Setup, Weir};
 
-use crate::player::{Style, play, words};
+use crate::player::{self, Style, play, words};
 
 const SCENARIOS: &str = include_str!("refused.py");
 /// Reads and changes rows, but deletes none.
@@ -89,7 +89,7 @@ fn a_refusal_names_policy_reason_and_hint_and_the_session_goes_on() -> Result<()
             "Z I",
             unpermitted,
             "Z I",
-            "E 42601 syntax error at or near \"SELEC\"…",
+            "E 42601 syntax error at or near \"SELEC\"",
             "Z I",
         ],
     )?;
@@ -120,6 +120,52 @@ fn psql_s_caret_points_at_the_word_that_was_refused() -> Result<()> {
     let said =
         stage.weir.agent("claude")?.program([&psql])?.args(["-XAtq", "-d", &address, "-c", sql]).run()?.failed()?;
     ensure!(!said.contains("LINE "), "{said}");
+    Ok(())
+}
+
+#[test]
+fn no_policy_lets_the_server_read_statements_otherwise_than_weir() -> Result<()> {
+    let database = Database::create()?;
+    let weir = player::weir(&database)?;
+    let shown = play(&weir.agent("claude")?, &database, SCENARIOS, "reading", Style::Brief)?;
+    let refused = "E 42501 Weir refused this statement: `set` on standard_conforming_strings | the server would read \
+                   statements otherwise than Weir does; no policy can permit that";
+    let lines: Vec<_> = shown.lines().collect();
+    let goes_on = ["T", "D on", "C SHOW", "Z I"];
+    ensure!(lines.get(1).is_some_and(|line| line.starts_with(refused)), "{shown}");
+    ensure!(lines.iter().filter(|line| line.starts_with("E 42501")).count() == 3, "{shown}");
+    ensure!(lines.ends_with(&goes_on), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn a_function_call_by_oid_is_refused_under_any_policy_and_the_session_goes_on() -> Result<()> {
+    let database = Database::create()?;
+    let weir = player::weir(&database)?;
+    let shown = play(&weir.agent("claude")?, &database, SCENARIOS, "function_call", Style::Brief)?;
+    let refused = "E 42501 Weir refused this function call: it names a function by its OID";
+    let expected = [
+        "Z I",
+        refused,
+        "Z I",
+        "C BEGIN",
+        "Z T",
+        refused,
+        "Z E",
+        "C ROLLBACK",
+        "Z I",
+        "1",
+        "E 22012 division by zero",
+        "Z I",
+        "T",
+        "D 0",
+        "C SELECT 1",
+        "Z I",
+    ];
+    let lines: Vec<_> = shown.lines().map(|line| line.split(" | ").next().unwrap_or(line)).collect();
+    assert_eq!(lines, expected);
+    let log = weir.weir(["log", "--decision", "deny"])?.succeeded()?;
+    assert_eq!(log.matches("FunctionCall").count(), 2, "{log}");
     Ok(())
 }
 
@@ -239,7 +285,6 @@ fn a_prepared_statement_is_decided_anew_after_the_policies_changed() -> Result<(
 fn what_the_protocol_has_no_place_for_is_refused_by_name() -> Result<()> {
     let stage = Stage::set()?;
     for (scenario, error) in [
-        ("function_call", "E 08P01 …function calls by OID (message type `F`) are not forwarded"),
         ("unknown_type", "E 08P01 …a message of type `y` is not forwarded"),
         ("trailing_bytes", "E 08P01 …a message of type `Q`"),
         ("oversized", "E 54000 …over the limit of …limits.message_bytes"),

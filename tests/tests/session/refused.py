@@ -68,12 +68,6 @@ def after_reload():
     c.ask(query("SELECT name FROM customers WHERE id = 1"))
 
 
-def function_call():
-    c = Client()
-    c.send(message(b"F", struct.pack("!IhhIh", 1317, 0, 0, 0, 0)))
-    c.ready()
-
-
 def unknown_type():
     c = Client()
     c.send(message(b"y", b"what is this"))
@@ -188,3 +182,24 @@ def long_pipeline():
     c = Client()
     c.send(*[m for n in range(200) for m in (parse("SELECT $1::int"), bind(n), execute())], SYNC)
     c.ready()
+
+
+def reading():
+    c = Client()
+    c.ask(query("SET standard_conforming_strings = off"))
+    c.ask(query("SELECT set_config('standard_conforming_strings', 'false', false)"))
+    c.ask(query("SET client_encoding = 'SJIS'"))
+    c.ask(query("SHOW standard_conforming_strings"))
+
+
+def function_call():
+    c = Client()
+    # lo_creat(INV_WRITE), by its OID.
+    call = message(b"F", struct.pack("!IhhhiiH", 957, 1, 1, 1, 4, 0x20000, 1))
+    c.ask(call)
+    c.ask(query("BEGIN"))
+    c.ask(call)
+    c.ask(query("ROLLBACK"))
+    # Behind an error the server skips it up to Sync, as it does any other message.
+    c.ask(parse("SELECT 1/0"), bind(), execute(), call, SYNC)
+    c.ask(query("SELECT count(*) FROM pg_largeobject_metadata"))

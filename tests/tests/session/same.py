@@ -44,6 +44,8 @@ def settings():
     c.ask(query("BEGIN; SET LOCAL TimeZone = 'UTC'; ROLLBACK"))
     c.ask(query("SET extra_float_digits = 'much'"))
     c.ask(query("SELECT set_config('IntervalStyle', 'iso_8601', false)"))
+    c.ask(query("SET ROLE NONE"))
+    c.ask(query("RESET ROLE; RESET SESSION AUTHORIZATION"))
     # Not ALL: the name of the connection falls back to Weir's.
     c.ask(query("RESET TimeZone; RESET extra_float_digits"))
 

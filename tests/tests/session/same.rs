@@ -30,7 +30,7 @@ fn the_same(scenarios: &[&str]) -> Result<()> {
 }
 
 /// The first line that differs, with the one before it.
-fn difference(direct: &str, got: &str) -> Option<String> {
+pub(crate) fn difference(direct: &str, got: &str) -> Option<String> {
     if direct == got {
         return None;
     }

@@ -17,6 +17,9 @@ use crate::process::{self, Server, free_port};
 const USER: &str = "postgres";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
+/// What pg_regress sets for a server that it starts itself.
+const CONFORMANCE: &str = "max_prepared_transactions = 2\n";
+
 /// What the server is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -26,6 +29,8 @@ pub(crate) enum Purpose {
     Demo,
     /// No question asked over TCP: a login would cost the same everywhere and hide what differs.
     Bench,
+    /// The same, and what PostgreSQL's regression suite wants; nothing survives a crash.
+    Conformance,
 }
 
 /// A server that serves until this value is dropped, on 127.0.0.1 and ::1.
@@ -61,12 +66,14 @@ impl Postgres {
         let (sockets, fsync) = match purpose {
             Purpose::Tests => (format!("{private},{}", folder.join("open-sockets").display()), "off"),
             Purpose::Demo | Purpose::Bench => (private, "on"),
+            Purpose::Conformance => (private, "off"),
         };
+        let more = if purpose == Purpose::Conformance { CONFORMANCE } else { "" };
         let configuration = format!(
             "port = {port}\nlisten_addresses = '127.0.0.1,::1'\nmax_connections = 1000\n\
              unix_socket_directories = '{sockets}'\nfsync = {fsync}\n\
              ssl = on\nssl_cert_file = '{0}/server.crt'\nssl_key_file = '{0}/server.key'\n\
-             shared_buffers = 256MB\nlogging_collector = off\n",
+             shared_buffers = 256MB\nlogging_collector = off\n{more}",
             folder.display()
         );
         fs::write(data.join("postgresql.auto.conf"), configuration)?;
@@ -109,7 +116,7 @@ impl Postgres {
 fn hba(purpose: Purpose) -> String {
     let method = match purpose {
         Purpose::Tests | Purpose::Demo => "scram-sha-256",
-        Purpose::Bench => "trust",
+        Purpose::Bench | Purpose::Conformance => "trust",
     };
     format!("local all postgres peer map=root\nlocal all all scram-sha-256\nhost all all samehost {method}\n")
 }

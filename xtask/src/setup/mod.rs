@@ -2,6 +2,7 @@
 
 pub(crate) mod kernel;
 mod node;
+pub(crate) mod regress;
 
 use std::collections::HashSet;
 use std::fs;

@@ -49,6 +49,8 @@ pub enum Message<'a> {
     CopyDone,
     /// `f`
     CopyFail,
+    /// `F`: runs a function by its OID, without a statement. Never forwarded, so its body isn't looked at.
+    FunctionCall,
     /// `X`
     Terminate,
 }
@@ -88,9 +90,6 @@ pub enum FrontendError {
         /// The type.
         tag: u8,
     },
-    /// FunctionCall: runs a function by its OID, without a statement.
-    #[error("function calls by OID (message type `F`) are not forwarded; use SELECT")]
-    FunctionCall,
     /// A name that the server would cut, so that two names become one.
     #[error("the name of a prepared statement or portal has {length} bytes; a server keeps {MAX_NAME_BYTES}")]
     Name {
@@ -114,7 +113,7 @@ pub enum FrontendError {
 /// Anything that is not exactly one message of the protocol.
 pub fn decode(tag: u8, body: &[u8]) -> Result<Message<'_>, FrontendError> {
     match tag {
-        b'F' => Err(FrontendError::FunctionCall),
+        b'F' => Ok(Message::FunctionCall),
         b'Q' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S' | b'H' | b'c' | b'f' | b'X' => {
             let message = fields(tag, Fields::new(body)).map_err(|error| FrontendError::Body { tag, error })?;
             match message.names().into_iter().map(str::len).find(|&length| length > MAX_NAME_BYTES) {
@@ -208,9 +207,13 @@ impl<'a> Message<'a> {
             | Self::Execute { portal: name }
             | Self::Close { target: Target::Statement(name) | Target::Portal(name) } => [name, ""],
             Self::Bind(bind) => [bind.portal, bind.statement],
-            Self::Query { .. } | Self::Sync | Self::Flush | Self::CopyDone | Self::CopyFail | Self::Terminate => {
-                ["", ""]
-            }
+            Self::Query { .. }
+            | Self::Sync
+            | Self::Flush
+            | Self::CopyDone
+            | Self::CopyFail
+            | Self::FunctionCall
+            | Self::Terminate => ["", ""],
         }
     }
 }
@@ -255,7 +258,7 @@ mod tests {
 
     #[test]
     fn function_calls_and_unknown_types_are_refused() {
-        assert_eq!(decode(b'F', b""), Err(FrontendError::FunctionCall));
+        assert_eq!(decode(b'F', b""), Ok(Message::FunctionCall));
         for tag in [b'p', b'd', b'z', 0, 255] {
             assert_eq!(decode(tag, b""), Err(FrontendError::Tag { tag }));
         }

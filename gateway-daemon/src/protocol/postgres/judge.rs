@@ -163,7 +163,12 @@ impl SessionJudge {
             }
             ReadError::Nul | ReadError::Scan { .. } | ReadError::Parser => (SYNTAX_ERROR, error.to_string()),
         };
-        let detail = "Weir could not read the statement, so it was not forwarded.".to_owned();
+        // What the server's own grammar refuses gets the server's own error, and no more.
+        let detail = match error {
+            ReadError::Syntax { .. } => "",
+            _ => "Weir could not read the statement, so it was not forwarded.",
+        };
+        let detail = detail.to_owned();
         let severity = Severity::Error;
         let position = sql::place_of_syntax_error(sql, error);
         Unread::Never {

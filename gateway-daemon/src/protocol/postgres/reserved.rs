@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     policy::{Denier, Verdict},
-    sql::{Access, Action, Class, Object},
+    sql::{self, Access, Action, Class, Object},
 };
 
 /// Before the names of session parameters that Weir alone sets.
@@ -40,6 +40,10 @@ impl Reserved<'_> {
                     if access.action == Action::Role && (name.is_empty() || **name == *self.role) =>
                 {
                     (&self.role, "the role that Weir itself uses can be changed by no policy")
+                }
+                // The session would have to end as soon as the server says that it did so.
+                (_, object) if sql::changes_reading(access) => {
+                    (object, "the server would read statements otherwise than Weir does; no policy can permit that")
                 }
                 (Class::Unknown | Class::Code | Class::Admin, object)
                     if self.identity_parameters == IdentityParameters::Set =>
@@ -88,6 +92,7 @@ mod tests {
             assert!(refused(own, Action::Role, Object::Other { kind: "role", name: "weir_orders".into() }));
             assert!(refused(own, Action::Role, Object::Other { kind: "role", name: "".into() }));
             assert!(!refused(own, Action::Set, Object::Setting { name: "work_mem".into() }));
+            assert!(refused(own, Action::Unknown, Object::Setting { name: "standard_conforming_strings".into() }));
             assert!(!refused(own, Action::Set, Object::Setting { name: "weird.subject".into() }));
         }
     }

@@ -117,7 +117,9 @@ impl Walker<'_> {
         if role.is_some() {
             self.effects.push(NameEffect::User(Arc::clone(&name)));
         }
-        self.add(Action::Role, Object::Other { kind: if setting == "role" { "role" } else { "session user" }, name });
+        // Kinds of their own: this session's role is changed, and no role.
+        let kind = if setting == "role" { "current role" } else { "session user" };
+        self.add(Action::Role, Object::Other { kind, name });
     }
 
     pub(super) fn show_setting(&mut self, name: &str) {

@@ -18,6 +18,19 @@ pub(super) fn not_plain() -> ErrorAnswer {
     }
 }
 
+/// FunctionCall, which libpq calls the fast path.
+pub(super) fn no_function_call() -> ErrorAnswer {
+    ErrorAnswer {
+        severity: Severity::Error,
+        sqlstate: REFUSED,
+        message: "Weir refused this function call: it names a function by its OID".to_owned(),
+        detail: "The message FunctionCall (libpq's fast path, by which it serves large objects) is never forwarded."
+            .to_owned(),
+        hint: "call the function in a SELECT".to_owned(),
+        position: None,
+    }
+}
+
 /// A limit that the session has reached.
 pub(super) fn over(message: String) -> ErrorAnswer {
     let (detail, hint) = (String::new(), String::new());

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::{
     AgentPhase, Fault, Judge, Machine, Stop, Unread,
-    errors::{no_portal, no_statement},
+    errors::{no_function_call, no_portal, no_statement},
     expect::{Changes, Copies, Expect, Portal, Prepared, PreparedBy},
     names::{Change, Meaning},
     requests::Asked,
@@ -25,6 +25,8 @@ use crate::{
 /// A text that the server's scanner refuses at its first character, in any state of the transaction: what is sent in
 /// place of a refused Query.
 pub(super) const REFUSED_QUERY: &str = "!weir refused this statement";
+/// What the record keeps of a FunctionCall.
+const FUNCTION_CALL: &str = "/* FunctionCall, not read */";
 
 /// What became of a Parse.
 enum Turn {
@@ -52,7 +54,8 @@ impl<J: Judge> Machine<J> {
                 | Message::Close { .. }
                 | Message::Flush
                 | Message::CopyDone
-                | Message::CopyFail => return Ok(None),
+                | Message::CopyFail
+                | Message::FunctionCall => return Ok(None),
             },
             AgentPhase::Open | AgentPhase::AwaitingCopy(_) | AgentPhase::Closed => {}
         }
@@ -72,6 +75,7 @@ impl<J: Judge> Machine<J> {
             Message::Flush => self.to_server.push(frame, 0),
             // Left over from a COPY that failed: the server ignores them, so it need not see them.
             Message::CopyDone | Message::CopyFail => {}
+            Message::FunctionCall => return self.function_call(),
             Message::Terminate => {
                 self.to_server.push(frame, 0);
                 self.agent_phase = AgentPhase::Closed;
@@ -126,6 +130,19 @@ impl<J: Judge> Machine<J> {
         self.expect.push_back(Expect::Query { asked, changes, statements, copies, refused: None });
         self.fence_names();
         self.await_copy(copies, asked);
+        Ok(None)
+    }
+
+    /// It names a function by its OID, which no list and no policy knows. Its answer on the server, an error as well, is
+    /// that of a Query.
+    fn function_call(&mut self) -> Result<Option<Stop>, Fault> {
+        self.judge.standing().map_err(|answer| Fault::Standing(Box::new(answer)))?;
+        if let Some(stop) = self.admit()? {
+            return Ok(Some(stop));
+        }
+        let answer = no_function_call();
+        let asked = self.refused_unread(RequestKind::Simple, &answer, FUNCTION_CALL.to_owned())?;
+        self.refuse_query(asked, answer);
         Ok(None)
     }
 
@@ -341,6 +358,7 @@ impl<J: Judge> Machine<J> {
             | Message::Describe { .. }
             | Message::Execute { .. }
             | Message::Close { .. }
+            | Message::FunctionCall
             | Message::Terminate => Err(Fault::InCopy { tag }),
         }
     }

@@ -183,6 +183,17 @@ impl<J: Judge> Machine<J> {
                 Err(Unread::Never { answer, kept }) => (*answer, kept),
             }
         };
+        let asked = self.refused_unread(kind, &answer, kept)?;
+        Ok(Text::Refused(answer, asked))
+    }
+
+    /// Puts on the record what is refused without having been read, and why.
+    pub(super) fn refused_unread(
+        &mut self,
+        kind: RequestKind,
+        answer: &ErrorAnswer,
+        kept: String,
+    ) -> Result<Asked, Fault> {
         let decision = Decision {
             verdict: Verdict::Deny {
                 what: "unknown".into(),
@@ -194,8 +205,7 @@ impl<J: Judge> Machine<J> {
             set: PolicySetId([0; 32]),
             durable_first: true,
         };
-        let asked = self.requests.ask(&mut self.log, Ask::new(kind, kept.into(), &[], Arc::default()), &decision)?;
-        Ok(Text::Refused(answer, asked))
+        Ok(self.requests.ask(&mut self.log, Ask::new(kind, kept.into(), &[], Arc::default()), &decision)?)
     }
 
     /// The request as the record keeps it: secrets in the text are replaced.
