@@ -184,7 +184,6 @@ async fn a_provider_that_signs_whatever_it_is_told_gets_no_hostile_token_past() 
         ("payload", "_claim_names", json!({ "groups": "src1" }), "`_claim_names`"),
         ("payload", "hasgroups", json!(true), "`hasgroups`"),
         ("payload", "cnf", json!({ "jkt": "x" }), "`cnf`"),
-        ("header", "typ", json!("logout+jwt"), "`typ`"),
         ("header", "kid", json!("nobody"), "`kid`"),
         ("header", "kid", Value::Null, "`kid`"),
         ("header", "jku", json!("https://evil.example"), "has `jku`"),

@@ -104,15 +104,15 @@ async fn a_server_that_asks_for_a_certificate_gets_it_and_lets_its_role_in() {
     assert_eq!((upstream.authenticated, seen(&mut upstream).await.0), (AuthKind::Trust, "/CN=certy".to_owned()));
 
     // One that asks for a password as well gets both.
-    let both = stage.settings("both");
+    let both = stage.settings("twofold");
     let refused = stage.refusal(&both).await;
     assert!(refused.contains("28000") || refused.contains("28P01"), "another's certificate: {refused}");
-    stage.put(&stage.issue("both", &key()));
+    stage.put(&stage.issue("twofold", &key()));
     assert_eq!(stage.connect(&both).await.unwrap().authenticated, AuthKind::ScramPlus);
     let other = stage.refusal(&settings).await;
     assert!(other.contains("28000") && other.contains("the certificate's common name must be the role"), "{other}");
 
-    let mut without = super::server::settings(TlsMode::VerifyFull, &stage.trusted, "localhost", "both");
+    let mut without = super::server::settings(TlsMode::VerifyFull, &stage.trusted, "localhost", "twofold");
     let refused = stage.refusal(&without).await;
     assert!(refused.contains("set `client_cert_file` and `client_key_file`"), "{refused}");
     without.user = "scram".into();
@@ -122,7 +122,7 @@ async fn a_server_that_asks_for_a_certificate_gets_it_and_lets_its_role_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_of_every_usual_kind_and_encoding_are_taken() {
     let stage = Stage::new();
-    let settings = stage.settings("both");
+    let settings = stage.settings("twofold");
     let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
     let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
     let ed25519 = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
@@ -138,9 +138,10 @@ async fn keys_of_every_usual_kind_and_encoding_are_taken() {
         ("SEC1", p384, true, "BEGIN EC PRIVATE KEY"),
         ("Ed25519", ed25519, false, "BEGIN PRIVATE KEY"),
     ] {
-        stage.put(&stage.issue("both", &key));
+        stage.put(&stage.issue("twofold", &key));
         if traditional {
-            openssl(&stage, &["pkey", "-in", "key", "-traditional", "-out", "key"]);
+            openssl(&stage, &["pkey", "-in", "key", "-traditional", "-out", "old"]);
+            fs::rename(stage.file("old"), stage.file("key")).unwrap();
         }
         assert!(fs::read_to_string(stage.file("key")).unwrap().contains(label), "{case}");
         if let Err(error) = stage.connect(&settings).await {
@@ -157,8 +158,8 @@ fn openssl(stage: &Stage, arguments: &[&str]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
     let stage = Stage::new();
-    let settings = stage.settings("both");
-    let (first, second) = (stage.issue("both", &key()), stage.issue("both", &key()));
+    let settings = stage.settings("twofold");
+    let (first, second) = (stage.issue("twofold", &key()), stage.issue("twofold", &key()));
     stage.put(&first);
     let before = seen(&mut stage.connect(&settings).await.unwrap()).await;
     // Half of the renewal: the pair does not agree, and the last one serves.
@@ -176,15 +177,15 @@ async fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_cannot_be_used_is_refused_with_its_file_and_the_mend() {
     let stage = Stage::new();
-    let good = stage.issue("both", &key());
+    let good = stage.issue("twofold", &key());
     let (crt, key_file) = (stage.file("crt").display().to_string(), stage.file("key").display().to_string());
     let encrypted = {
         stage.put(&good);
         openssl(&stage, &["pkey", "-in", "key", "-aes256", "-passout", "pass:x", "-out", "encrypted"]);
         fs::read_to_string(stage.file("encrypted")).unwrap()
     };
-    let stranger = Authority::new("strangers").issue_with(&named(&[], "both"), &key());
-    let mut params = named(&[], "both");
+    let stranger = Authority::new("strangers").issue_with(&named(&[], "twofold"), &key());
+    let mut params = named(&[], "twofold");
     params.not_before = (SystemTime::now() - Duration::from_secs(7200)).into();
     params.not_after = (SystemTime::now() - Duration::from_secs(3600)).into();
     let ended = stage.clients.issue_with(&params, &key());
@@ -208,13 +209,13 @@ async fn a_certificate_that_cannot_be_used_is_refused_with_its_file_and_the_mend
     for (case, certificate, key, mode, said) in rows {
         write(&stage.file("crt"), certificate, 0o644);
         write(&stage.file("key"), key, mode);
-        let refused = stage.refusal(&stage.settings("both")).await;
+        let refused = stage.refusal(&stage.settings("twofold")).await;
         for part in said {
             assert!(refused.contains(part), "{case}: no `{part}` in {refused}\n{}", stage.server.log());
         }
         assert!(!refused.contains("BEGIN"), "{case}: {refused}");
     }
     fs::remove_file(stage.file("crt")).unwrap();
-    let refused = stage.refusal(&stage.settings("both")).await;
+    let refused = stage.refusal(&stage.settings("twofold")).await;
     assert!(refused.contains(&format!("client_cert_file `{crt}` cannot be read: No such file")), "{refused}");
 }

@@ -26,7 +26,7 @@ host all plain 127.0.0.1/32 password
 host all md5er 127.0.0.1/32 md5
 hostssl all certy 127.0.0.1/32 cert
 host all gssy 127.0.0.1/32 gss
-hostssl all both 127.0.0.1/32 scram-sha-256 clientcert=verify-full
+hostssl all twofold 127.0.0.1/32 scram-sha-256 clientcert=verify-full
 host replication postgres 127.0.0.1/32 trust
 hostssl all tlsonly 127.0.0.1/32 scram-sha-256
 hostnossl all tlsonly 127.0.0.1/32 reject
@@ -41,7 +41,7 @@ create role plain login password 'hunter2';
 create role trusty login;
 create role certy login;
 create role gssy login;
-create role both login password 'hunter2';
+create role twofold login password 'hunter2';
 create role leased login;
 create role tlsonly login password 'hunter2';
 create role scram login password 'hunter2';
