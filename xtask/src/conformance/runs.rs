@@ -113,6 +113,7 @@ impl Stage {
             role: ROLE,
             password: "asked by nobody",
             tls: "disable",
+            other: None,
         };
         self.weir = Some(Weir::start(program, folder.join("weir"), &declared, &[])?);
         (self._scope, self._idp) = (Some(scope), Some(idp));
