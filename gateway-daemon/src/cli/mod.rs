@@ -268,7 +268,7 @@ fn serve(path: &Path, args: &DaemonArgs) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("the daemon must run as root: it loads programs into the kernel and starts agents as their users");
     }
-    let config = Config::load(path)?;
+    let config = Config::load_for_root(path)?;
     // First of all, before a socket, a thread or a secret: what the launcher has, agents could inherit.
     let launcher = launch::split_off().context("the launcher cannot be split off")?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")

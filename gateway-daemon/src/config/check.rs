@@ -1,7 +1,7 @@
 //! From what is written to what is used: each table becomes its checked type, or faults.
 
 use std::{
-    collections::HashSet,
+    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -12,23 +12,28 @@ use toml::Spanned;
 use super::{
     Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Limits, Protect, Store,
     UpstreamTls, raw,
+    tree::{Misfit, Tree, line_of},
+    words::nearest,
 };
+use crate::secret::SecretRef;
 
-/// The algorithms that a token may be signed with: asymmetric ones alone.
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The algorithms that a token may be signed with: asymmetric ones alone.
 const ALGORITHMS: [&str; 5] = ["RS256", "PS256", "ES256", "ES384", "EdDSA"];
+/// Those that many providers offer beside them.
+const SYMMETRIC: [&str; 3] = ["HS256", "HS384", "HS512"];
 
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
-    let root: raw::Root = toml::from_str(text).map_err(|error| ConfigError::Faults {
-        path: path.to_owned(),
-        faults: vec![Fault {
-            line: error.span().map_or(0, |span| line_of(text, span.start)),
-            key: String::new(),
-            message: plainly(error.message()),
-        }],
-    })?;
-    let issuers = root.issuer.iter().map(|issuer| issuer.get_ref().name.clone()).collect();
-    let mut checker = Checker { text, issuers, faults: Vec::new() };
+    let failed = |mut faults: Vec<Fault>| {
+        faults.sort_by_key(|fault| fault.line);
+        ConfigError::Faults { path: path.to_owned(), faults }
+    };
+    let tree = Tree::parse(text).map_err(|fault| failed(vec![fault]))?;
+    let (root, misfits) = tree.read();
+    let Some(root) = root else {
+        return Err(failed(misfits.into_iter().filter_map(Misfit::told).collect()));
+    };
+    let mut checker = Checker { text, tree: &tree, misfits, faults: Vec::new() };
     let config = Config {
         path: path.to_owned(),
         daemon: checker.daemon(root.daemon),
@@ -39,57 +44,54 @@ pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
         protect: root.protect.into_iter().filter_map(|protect| checker.protect(protect)).collect(),
         allow: root.allow.into_iter().filter_map(|allow| checker.allow(allow)).collect(),
         limits: checker.limits(&root.limits),
+        lines: tree.lines(),
     };
     checker.across(&config);
-    if checker.faults.is_empty() {
-        return Ok(config);
-    }
-    checker.faults.sort_by_key(|fault| fault.line);
-    Err(ConfigError::Faults { path: path.to_owned(), faults: checker.faults })
+    let Checker { misfits, faults, .. } = checker;
+    let faults: Vec<Fault> = misfits.into_iter().filter_map(Misfit::told).chain(faults).collect();
+    if faults.is_empty() { Ok(config) } else { Err(failed(faults)) }
 }
 
-/// What the parser says, in the words of the file instead of the program's.
-fn plainly(message: &str) -> String {
-    let (said, expected) = message.rsplit_once("expected ").unwrap_or((message, ""));
-    let expected = match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number without quotes that is not negative or too large",
-        "a string" => "a text in quotes",
-        "a boolean" => "true or false",
-        "a sequence" => "a list, or a table with two brackets as in `[[agent]]`",
-        _ if expected.starts_with("struct ") => "a table, such as `[daemon]`",
-        other => other,
-    };
-    if expected.is_empty() { message.to_owned() } else { format!("{said}expected {expected}") }
-}
-
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     text: &'a str,
-    /// The names of all, for those who refer to one.
-    issuers: HashSet<String>,
-    faults: Vec<Fault>,
+    pub(super) tree: &'a Tree<'a>,
+    /// What is told already: nothing more is said of those keys.
+    misfits: Vec<Misfit>,
+    pub(super) faults: Vec<Fault>,
 }
 
 /// Where a table stands, for its faults.
-struct Place {
-    line: usize,
-    table: String,
+pub(super) struct Place {
+    pub(super) line: usize,
+    pub(super) table: String,
 }
 
 impl Place {
-    fn section(table: &str) -> Self {
+    pub(super) fn section(table: &str) -> Self {
         Self { line: 0, table: table.to_owned() }
     }
 }
 
 impl Checker<'_> {
-    fn fault(&mut self, place: &Place, key: &str, message: impl Into<String>) {
-        let line = line_of_key(self.text, place, key).unwrap_or(place.line);
+    pub(super) fn fault(&mut self, place: &Place, key: &str, message: impl Into<String>) {
+        self.fault_in(place, key, None, message);
+    }
+
+    /// A fault of the item `nth` of a list.
+    pub(super) fn fault_in(&mut self, place: &Place, key: &str, nth: Option<usize>, message: impl Into<String>) {
+        if self.misfits.iter().any(|misfit| misfit.is_about(&place.table, key)) {
+            return;
+        }
+        let is_it = |label: &str, line: usize| if place.line == 0 { label == place.table } else { line == place.line };
+        let found = self.tree.tables().find(|(label, line, _)| is_it(label, *line));
+        let line = found.map_or(place.line, |(_, line, table)| self.tree.line_of_key(table, key, nth).unwrap_or(line));
         let key = if key.is_empty() { place.table.clone() } else { format!("{}.{key}", place.table) };
         self.faults.push(Fault { line, key, message: message.into() });
     }
 
     fn place<T>(&self, kind: &str, name: &str, spanned: &Spanned<T>) -> Place {
-        Place { line: line_of(self.text, spanned.span().start), table: format!("{kind} \"{}\"", name.escape_debug()) }
+        let table = if name.is_empty() { format!("[[{kind}]]") } else { format!("{kind} \"{}\"", name.escape_debug()) };
+        Place { line: line_of(self.text, spanned.span().start), table }
     }
 
     fn daemon(&mut self, raw: raw::Daemon) -> Daemon {
@@ -99,16 +101,12 @@ impl Checker<'_> {
         if cgroup == "/" || !lies_below(&cgroup, &scope) {
             self.fault(&place, "cgroup", format!("`{cgroup}` must lie below the scope `{scope}`, and not be the root"));
         }
-        let guard = match raw.guard.as_ref().map(|guard| (guard.get_ref().as_str(), guard.span())) {
-            None | Some(("host", _)) => Guard::Host,
-            Some(("agents", _)) => Guard::Agents,
-            Some((other, span)) => {
-                let place = Place { line: line_of(self.text, span.start), ..Place::section("daemon") };
-                self.fault(
-                    &place,
-                    "guard",
-                    format!("`{}` is not a guard; use `host` or `agents`", other.escape_debug()),
-                );
+        let guard = match raw.guard.as_deref() {
+            None | Some("host") => Guard::Host,
+            Some("agents") => Guard::Agents,
+            Some(other) => {
+                let message = format!("`{}` is not a guard; use `host` or `agents`", other.escape_debug());
+                self.fault(&place, "guard", message);
                 Guard::Host
             }
         };
@@ -118,7 +116,7 @@ impl Checker<'_> {
         }
         let workers = raw.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, Into::into));
         if !(1..=256).contains(&workers) {
-            self.fault(&place, "workers", format!("{workers} is outside 1..=256"));
+            self.fault(&place, "workers", format!("{workers} is out of range; use 1 to 256, or leave it out"));
         }
         Daemon {
             state_dir: self.absolute(&place, "state_dir", raw.state_dir, "/var/lib/weir"),
@@ -154,26 +152,33 @@ impl Checker<'_> {
         let place = self.place("issuer", &raw.get_ref().name, &raw);
         let raw = raw.into_inner();
         self.name(&place, &raw.name);
+        if let Err(error) = crate::identity::issuer::check_url(&raw.issuer) {
+            let message =
+                format!("{error}; write it as its tokens have it in `iss`, such as `https://idp.example.com`");
+            self.fault(&place, "issuer", message);
+        }
         if raw.audience.is_empty() {
             self.fault(&place, "audience", "is empty; name the audience that tokens for this host carry");
         }
         if raw.algorithms.is_empty() {
             self.fault(&place, "algorithms", "is empty; name what the provider signs with, such as [\"RS256\"]");
         }
-        for algorithm in &raw.algorithms {
+        for (nth, algorithm) in raw.algorithms.iter().enumerate() {
             if !ALGORITHMS.contains(&algorithm.as_str()) {
-                let known = ALGORITHMS.join(", ");
-                self.fault(
-                    &place,
-                    "algorithms",
-                    format!("`{}` is not accepted; use {known}", algorithm.escape_debug()),
-                );
+                let (shown, known) = (algorithm.escape_debug(), ALGORITHMS.join(", "));
+                let why = if SYMMETRIC.contains(&algorithm.as_str()) {
+                    " (whoever can check such a token can make one)"
+                } else {
+                    ""
+                };
+                self.fault_in(&place, "algorithms", Some(nth), format!("`{shown}` is not accepted{why}; use {known}"));
             }
         }
-        for pointer in &raw.groups {
+        for (nth, pointer) in raw.groups.iter().enumerate() {
             if !pointer.starts_with('/') {
                 let shown = pointer.escape_debug();
-                self.fault(&place, "groups", format!("`{shown}` is no JSON pointer; it starts with `/`, as `/groups`"));
+                let message = format!("`{shown}` is no JSON pointer; it starts with `/`, as `/groups`");
+                self.fault_in(&place, "groups", Some(nth), message);
             }
         }
         let leeway = self.duration(&place, "leeway", raw.leeway.as_deref(), Duration::from_secs(30));
@@ -182,9 +187,10 @@ impl Checker<'_> {
         }
         for (key, values) in [("types", &raw.types), ("authorized_parties", &raw.authorized_parties)] {
             if values.iter().any(String::is_empty) {
-                self.fault(&place, key, "has an empty value, which no token could have");
+                self.fault(&place, key, "has an empty value, which no token could have; take it out");
             }
         }
+        self.file(&place, "ca_file", raw.ca_file.as_deref());
         if raw.jwks_file.is_some() && raw.ca_file.is_some() {
             self.fault(&place, "ca_file", "is never used beside `jwks_file`: the provider is not asked; leave one out");
         }
@@ -192,7 +198,7 @@ impl Checker<'_> {
         let max_age = raw.max_age.as_deref().map(|text| self.duration(&place, "max_age", Some(text), DAY));
         for (key, limit) in [("max_lifetime", Some(max_lifetime)), ("max_age", max_age)] {
             if limit.is_some_and(|limit| limit.is_zero()) {
-                self.fault(&place, key, "is zero, so that no token would ever pass");
+                self.fault(&place, key, "is zero, so that no token would ever pass; leave it out, or write it as `1h`");
             }
         }
         Some(Issuer {
@@ -219,9 +225,18 @@ impl Checker<'_> {
         if raw.user == "root" || raw.user == "0" {
             self.fault(&place, "user", "an agent must not run as root; make a user of its own (useradd -r)");
         }
-        if !self.issuers.contains(&raw.issuer) {
+        self.not_empty(&place, "user", &raw.user, "name the Unix user that it runs as");
+        self.file(&place, "token_file", raw.token_file.as_deref());
+        let issuers = self.tree.names("issuer");
+        if issuers.iter().all(|(name, _)| *name != raw.issuer) {
+            let known: Vec<&str> = issuers.iter().map(|(name, _)| name.as_str()).collect();
+            let mend = match nearest(&raw.issuer, &known) {
+                Some(near) => format!("did you mean `{}`?", near.escape_debug()),
+                None if known.is_empty() => "declare one".to_owned(),
+                None => format!("there are {}", known.join(", ").escape_debug()),
+            };
             let shown = raw.issuer.escape_debug();
-            self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`"));
+            self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`; {mend}"));
         }
         Agent {
             name: raw.name,
@@ -241,12 +256,14 @@ impl Checker<'_> {
             let shown = raw.protocol.escape_debug();
             self.fault(&place, "protocol", format!("`{shown}` is not spoken by this version; use `postgres`"));
         }
-        if raw.host.is_empty() || raw.host.contains('/') {
-            self.fault(&place, "host", "must be a host name or an address; Unix sockets go to `unix_sockets`");
-        }
+        self.host(&place, &raw.host);
         let port = raw.port.unwrap_or(5432);
         if port == 0 {
-            self.fault(&place, "port", "0 is no port");
+            self.fault(&place, "port", "0 is no port; use the server's, mostly 5432");
+        }
+        self.not_empty(&place, "user", &raw.user, "name the server's role that Weir logs in as");
+        if let Some(database) = &raw.database {
+            self.not_empty(&place, "database", database, "leave it out for any database");
         }
         let tls = match raw.tls.as_deref() {
             None | Some("verify-full") => UpstreamTls::VerifyFull,
@@ -254,9 +271,12 @@ impl Checker<'_> {
             Some("require") => UpstreamTls::Require,
             Some("disable") => UpstreamTls::Disable,
             Some(other) => {
-                let shown = other.escape_debug();
-                let modes = "`verify-full`, `verify-ca`, `require` or `disable`";
-                self.fault(&place, "tls", format!("`{shown}` is no mode; use {modes}"));
+                let why = match other {
+                    "prefer" | "allow" => "would go on in the clear where the server has no TLS",
+                    _ => "is no mode",
+                };
+                let (shown, modes) = (other.escape_debug(), "`verify-full`, `verify-ca`, `require` or `disable`");
+                self.fault(&place, "tls", format!("`{shown}` {why}; use {modes}"));
                 UpstreamTls::VerifyFull
             }
         };
@@ -264,18 +284,31 @@ impl Checker<'_> {
             None | Some("prefer") => false,
             Some("require") => true,
             Some(other) => {
-                self.fault(&place, "channel_binding", format!("`{}`: use `prefer` or `require`", other.escape_debug()));
+                let shown = other.escape_debug();
+                self.fault(&place, "channel_binding", format!("`{shown}` is no mode; use `prefer` or `require`"));
                 true
             }
         };
-        if let Some(Err(error)) = raw.password.as_ref().map(crate::secret::SecretRef::check) {
-            self.fault(&place, "password", error.to_string());
+        match &raw.password {
+            Some(SecretRef::File(path)) => self.file(&place, "password.file", Some(path)),
+            Some(other) => {
+                if let Err(error) = other.check() {
+                    self.fault(&place, "password", error.to_string());
+                }
+            }
+            None => {}
+        }
+        self.file(&place, "ca_file", raw.ca_file.as_deref());
+        for (nth, socket) in raw.unix_sockets.iter().flatten().enumerate() {
+            if !socket.is_absolute() {
+                self.fault_in(&place, "unix_sockets", Some(nth), not_absolute(socket));
+            }
         }
         let mut targets = Vec::new();
-        for target in &raw.targets {
+        for (nth, target) in raw.targets.iter().enumerate() {
             match target.parse() {
                 Ok(network) => targets.push(network),
-                Err(error) => self.fault(&place, "targets", error),
+                Err(error) => self.fault_in(&place, "targets", Some(nth), error),
             }
         }
         Some(Connection {
@@ -315,13 +348,25 @@ impl Checker<'_> {
         let who = match (raw.uid, raw.cgroup) {
             (Some(uid), None) => Allowed::Uid(uid),
             (None, Some(cgroup)) => Allowed::Cgroup(self.cgroup(&place, "cgroup", cgroup)),
-            (None, None) | (Some(_), Some(_)) => {
-                self.fault(&place, "", "name exactly one of `uid` and `cgroup`");
+            (None, None) => {
+                self.fault(&place, "", "lets nobody through; name a `uid`, or a `cgroup`");
+                return None;
+            }
+            (Some(_), Some(_)) => {
+                self.fault(
+                    &place,
+                    "cgroup",
+                    "stands beside `uid`; name one of them, and the other in an [[allow]] of its own",
+                );
                 return None;
             }
         };
         if who == Allowed::Cgroup("/".into()) {
-            self.fault(&place, "cgroup", "the root cgroup would let every process through");
+            self.fault(
+                &place,
+                "cgroup",
+                "the root cgroup would let every process through; name a service's, or a slice",
+            );
         }
         Some(Allow { who, reason: raw.reason })
     }
@@ -331,7 +376,7 @@ impl Checker<'_> {
         let mut size = |key: &str, value: Option<usize>, default: usize, least: usize, most: usize| {
             let value = value.unwrap_or(default);
             if !(least..=most).contains(&value) {
-                self.fault(&place, key, format!("{value} is outside {least}..={most}"));
+                self.fault(&place, key, format!("{value} is out of range; use {least} to {most}"));
             }
             value
         };
@@ -346,6 +391,14 @@ impl Checker<'_> {
         let connections_per_agent = size("connections_per_agent", raw.connections_per_agent, 500, 1, 100_000);
         let pipeline = size("pipeline", raw.pipeline, 20_000, 16, 1_000_000);
         let prepared_statements = size("prepared_statements", raw.prepared_statements, 10_000, 1, 1_000_000);
+        let startup = self.duration(&place, "startup", raw.startup.as_deref(), Duration::from_secs(30));
+        if startup.is_zero() {
+            self.fault(
+                &place,
+                "startup",
+                "is zero, so that no session would ever begin; leave it out, or write it as `30s`",
+            );
+        }
         let idle = self.duration(&place, "idle", raw.idle.as_deref(), Duration::from_secs(12 * 3600));
         Limits {
             message_bytes,
@@ -353,39 +406,12 @@ impl Checker<'_> {
             statement_bytes,
             statement_nesting,
             statement_tokens,
-            startup: self.duration(&place, "startup", raw.startup.as_deref(), Duration::from_secs(30)),
+            startup,
             idle: (!idle.is_zero()).then_some(idle),
             connections,
             connections_per_agent,
             pipeline,
             prepared_statements,
-        }
-    }
-
-    /// What can only be seen with all tables side by side.
-    fn across(&mut self, config: &Config) {
-        let twice = |kind: &str, names: Vec<&str>, faults: &mut Vec<Fault>| {
-            let mut seen = HashSet::new();
-            for name in names {
-                if !seen.insert(name) {
-                    let key = format!("{kind} \"{}\"", name.escape_debug());
-                    faults.push(Fault { line: 0, key, message: "stands twice; each name is used once".into() });
-                }
-            }
-        };
-        twice("issuer", config.issuers.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
-        twice("agent", config.agents.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
-        twice("connection", config.connections.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
-        let mut servers = HashSet::new();
-        for connection in &config.connections {
-            if !servers.insert((connection.host.to_ascii_lowercase(), connection.port)) {
-                let place = Place::section(&format!("connection \"{}\"", connection.name.escape_debug()));
-                self.fault(
-                    &place,
-                    "host",
-                    "another connection has the same host and port; which is meant cannot be told",
-                );
-            }
         }
     }
 
@@ -415,11 +441,39 @@ impl Checker<'_> {
         path
     }
 
+    fn host(&mut self, place: &Place, host: &str) {
+        let message = match host.rsplit_once(':') {
+            _ if host.is_empty() || host.contains('/') => {
+                "must be a host name or an address; Unix sockets go to `unix_sockets`".to_owned()
+            }
+            _ if host.parse::<IpAddr>().is_ok() => return,
+            Some((name, port)) if port.parse::<u16>().is_ok() => {
+                format!("has a port in it; write `host = \"{}\"` and `port = {port}`", name.escape_debug())
+            }
+            _ if host.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, ':' | '[' | ']' | ',')) => {
+                let shown = host.escape_debug();
+                format!("`{shown}` is neither a host name nor an address; write `db.internal`, `10.0.0.5` or `fd00::5`")
+            }
+            _ => return,
+        };
+        self.fault(place, "host", message);
+    }
+
+    fn not_empty(&mut self, place: &Place, key: &str, value: &str, mend: &str) {
+        if value.is_empty() {
+            self.fault(place, key, format!("is empty; {mend}"));
+        }
+    }
+
+    fn file(&mut self, place: &Place, key: &str, path: Option<&Path>) {
+        if let Some(path) = path.filter(|path| !path.is_absolute()) {
+            self.fault(place, key, not_absolute(path));
+        }
+    }
+
     fn absolute(&mut self, place: &Place, key: &str, path: Option<PathBuf>, default: &str) -> PathBuf {
         let path = path.unwrap_or_else(|| default.into());
-        if !path.is_absolute() {
-            self.fault(place, key, format!("`{}` must be an absolute path", path.display()));
-        }
+        self.file(place, key, Some(&path));
         path
     }
 
@@ -441,25 +495,6 @@ pub(crate) fn lies_below(path: &str, scope: &str) -> bool {
     scope == "/" || path.strip_prefix(scope).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// The line of a key of the table at `place`; of `[table]`'s where the table's own line is not known. For people: a key in
-/// a string of several lines, or written another way, leaves the table's line.
-fn line_of_key(text: &str, place: &Place, key: &str) -> Option<usize> {
-    let header = format!("[{}]", place.table);
-    let start = match place.line {
-        0 => text.lines().position(|line| line.trim_start().starts_with(&header))?,
-        line => line.saturating_sub(1),
-    };
-    let own = text
-        .lines()
-        .enumerate()
-        .skip(start.saturating_add(1))
-        .take_while(|(_, line)| !line.trim_start().starts_with('['));
-    let is_key =
-        |line: &str| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
-    let found = own.into_iter().find(|(_, line)| is_key(line)).map(|(number, _)| number.saturating_add(1));
-    found.or((place.line == 0).then_some(start.saturating_add(1)))
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|&byte| byte == b'\n').count() + 1
+fn not_absolute(path: &Path) -> String {
+    format!("`{}` must be an absolute path, one that begins with `/`", path.display().to_string().escape_debug())
 }

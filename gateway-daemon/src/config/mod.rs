@@ -2,16 +2,21 @@
 //! the mend. Behind this module stand values that cannot be wrong.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+mod across;
 mod check;
 mod error;
+mod load;
 mod network;
 mod raw;
 #[cfg(test)]
 mod tests;
+mod tree;
+mod words;
 
 pub(crate) use check::lies_below;
 pub use error::{ConfigError, Fault};
@@ -43,6 +48,8 @@ pub struct Config {
     pub allow: Vec<Allow>,
     /// Limits.
     pub limits: Limits,
+    /// Where each key stands, by the name that people are told: `agent "claude".user`.
+    lines: BTreeMap<String, usize>,
 }
 
 /// `[daemon]`
@@ -253,9 +260,7 @@ impl Config {
     /// # Errors
     /// Every fault of the file at once.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
+        Self::parse(path, &load::read(path)?)
     }
 
     /// Checks a text as if it stood in `path`.

@@ -67,7 +67,7 @@ pub(super) fn doctor(path: &Path, json: bool) -> Result<ExitCode> {
         Err(_) => (PathBuf::from("/sys/fs/bpf/weir"), 943),
     };
     findings.extend(probe(&pins, port).into_iter().map(Finding::from));
-    findings.push(match &config {
+    findings.push(match Config::load_for_root(path) {
         Ok(config) => finding("configuration", Level::Ok, config.path.display().to_string(), ""),
         Err(error) => finding("configuration", Level::Failed, error.to_string(), "mend the file"),
     });
