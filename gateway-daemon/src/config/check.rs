@@ -289,15 +289,7 @@ impl Checker<'_> {
                 true
             }
         };
-        match &raw.password {
-            Some(SecretRef::File(path)) => self.file(&place, "password.file", Some(path)),
-            Some(other) => {
-                if let Err(error) = other.check() {
-                    self.fault(&place, "password", error.to_string());
-                }
-            }
-            None => {}
-        }
+        self.password(&place, raw.password.as_ref());
         self.file(&place, "ca_file", raw.ca_file.as_deref());
         for (nth, socket) in raw.unix_sockets.iter().flatten().enumerate() {
             if !socket.is_absolute() {
@@ -457,6 +449,27 @@ impl Checker<'_> {
             _ => return,
         };
         self.fault(place, "host", message);
+    }
+
+    /// Nothing that stands here is quoted: it may be the secret itself.
+    fn password(&mut self, place: &Place, password: Option<&SecretRef>) {
+        let (key, message) = match password {
+            Some(SecretRef::File(path)) if !path.is_absolute() => {
+                ("password.file", "must be an absolute path, one that begins with `/`")
+            }
+            Some(SecretRef::Credential(_)) => (
+                "password.credential",
+                "must be a name of systemd's `LoadCredential=`, without `/`, and neither `.` nor `..`",
+            ),
+            Some(SecretRef::Command(_)) => {
+                ("password.command", "must begin with a program's absolute path, as [\"/usr/bin/vault\", \"read\"]")
+            }
+            Some(SecretRef::File(_) | SecretRef::Env(_)) | None => return,
+        };
+        let is_well = |reference: &SecretRef| !matches!(reference, SecretRef::File(_)) && reference.check().is_ok();
+        if !password.is_some_and(is_well) {
+            self.fault(place, key, message);
+        }
     }
 
     fn not_empty(&mut self, place: &Place, key: &str, value: &str, mend: &str) {

@@ -15,7 +15,7 @@ use toml::{
 use super::{
     error::Fault,
     raw,
-    words::{ABOVE, missing, plainly, quoted_after, syntax, unknown},
+    words::{ABOVE, doubled, missing, plainly, quoted_after, syntax, unknown},
 };
 
 /// Faults of this kind that are told: whoever has more has begun with another file.
@@ -126,6 +126,7 @@ impl<'a> Tree<'a> {
                 ABOVE.to_owned()
             }
             Some(key) => unknown(key, error.message(), path.len() == 1),
+            None if path.len() == 1 && error.message().ends_with("expected a sequence") => doubled(table_of(&path)),
             None => plainly(error.message()),
         };
         let fault = Fault { line: self.line(span.start), key: self.key_of(&path), message };

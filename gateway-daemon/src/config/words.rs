@@ -26,6 +26,11 @@ pub(super) fn quoted_after<'m>(message: &'m str, before: &str) -> Option<&'m str
     message.strip_prefix(before)?.split('`').next()
 }
 
+/// What to write where a list of tables has the header of one.
+pub(super) fn doubled(table: &str) -> String {
+    format!("may stand several times, so its header has two brackets: `[[{table}]]`")
+}
+
 /// What to write where a key is missing in a table of some kind.
 pub(super) fn missing(kind: &str, key: &str) -> String {
     match EXAMPLES.iter().find(|(of, name, _)| *of == kind && *name == key) {
@@ -129,7 +134,7 @@ pub(super) fn plainly(message: &str) -> String {
         }
         "a string" | "path string" => "a text in quotes",
         "a boolean" => "true or false",
-        "a sequence" => "a list in square brackets; a table of which there may be several has two, as in `[[agent]]`",
+        "a sequence" => "a list in square brackets",
         _ if expected.starts_with("struct ") => "a table, such as `[daemon]`",
         other => other,
     };
