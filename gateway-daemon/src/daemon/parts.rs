@@ -242,7 +242,7 @@ fn load_policies(config: &Config) -> Result<PolicySet, StartError> {
     Ok(loaded.set)
 }
 
-fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
+pub(super) fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
     let named = |source| StartError::Issuer { name: issuer.name.clone(), source };
     let algorithms = issuer.algorithms.iter().filter_map(|name| Algorithm::from_name(name)).collect();
     let token = TokenSettings {
@@ -399,7 +399,7 @@ fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel) -> Result<(), StartE
     Ok(())
 }
 
-fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
+pub(super) fn target(connection: &Connection) -> Result<Arc<Target>, StartError> {
     let roots = match &connection.ca_file {
         Some(file) => Roots::File(file.clone()),
         None => Roots::System,

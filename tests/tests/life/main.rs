@@ -2,8 +2,10 @@
 //! and whoever tries to get round it meanwhile is refused, and on the record.
 
 mod configuration;
+mod connections;
 mod disk;
 mod doctor;
+mod init;
 mod kill;
 mod pins;
 mod policies;

@@ -1,6 +1,6 @@
 //! `weir doctor`: what Weir needs of this host, what the daemon says of itself, and what an agent could reach around it.
 
-mod ports;
+pub(super) mod ports;
 
 use std::{
     collections::BTreeSet,
