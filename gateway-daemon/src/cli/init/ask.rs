@@ -100,9 +100,10 @@ impl Person {
 
     /// Asks for a secret, which is not shown while it is typed; `None` when nothing is typed.
     pub(super) fn ask_secret(&mut self, question: &str) -> Result<Option<SecretString>> {
+        // Before the question: whoever is quick is not shown either.
+        let hidden = Hidden::new()?;
         print!("{question} (not shown; empty: made by hand later): ");
         io::stdout().flush()?;
-        let hidden = Hidden::new()?;
         let typed = read_hidden();
         drop(hidden);
         say("");
