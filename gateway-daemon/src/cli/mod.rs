@@ -18,7 +18,9 @@ use crate::{
 };
 
 mod agents;
+mod connections;
 mod doctor;
+mod init;
 mod manual;
 mod policies;
 mod policy_tests;
@@ -48,6 +50,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Set Weir up: ask, test the server and the provider, write the configuration and a policy. Changes no file that is there.
+    #[command(after_help = "\
+Examples:
+  weir init                                     asks on the terminal
+  weir init --yes --host db.internal --database orders --issuer-url https://idp.example.com
+  weir init --dir ./trial                       writes ./trial/weir.toml
+
+Nothing is written before all is answered and tested, and then all at once.
+
+Exit status: 0 when all was written, 1 when nothing was.")]
+    Init(init::InitArgs),
     /// Serve: redirect, identify, decide, record. Runs in the foreground, as root; SIGHUP loads the policies anew.
     #[command(after_help = "\
 Examples:
@@ -95,6 +108,15 @@ Examples:
   weir agent refresh claude --token-file ./token"
     )]
     Agent(agents::AgentVerb),
+    /// Test the way to the servers of connections.
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  weir connection test
+  weir connection test orders"
+    )]
+    Connection(connections::ConnectionVerb),
     /// Check policies, load them anew, say who may do what.
     #[command(
         subcommand,
@@ -261,11 +283,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let config = cli.config.as_path();
     match cli.verb {
         Verb::Launcher => launch::launcher_main().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Verb::Init(args) => init::init(config, args),
         Verb::Daemon(args) => serve(config, &args),
         Verb::Run(args) => run_agent(config, args),
         Verb::Status(args) => status(config, &args),
         Verb::Doctor(args) => doctor::doctor(config, args.json, args.probe),
         Verb::Agent(verb) => agents::agent(config, verb),
+        Verb::Connection(verb) => connections::connection(config, verb),
         Verb::Policy(verb) => policies::policy(config, verb),
         Verb::Explain(args) => policies::explain(config, args),
         Verb::Sessions(args) => records::sessions(config, args),
@@ -283,7 +307,7 @@ fn serve(path: &Path, args: &DaemonArgs) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("the daemon must run as root: it loads programs into the kernel and starts agents as their users");
     }
-    let config = Config::load(path)?;
+    let config = Config::load_for_root(path)?;
     // First of all, before a socket, a thread or a secret: what the launcher has, agents could inherit.
     let launcher = launch::split_off().context("the launcher cannot be split off")?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")

@@ -1,7 +1,6 @@
 //! From what is written to what is used: each table becomes its checked type, or faults.
 
 use std::{
-    collections::HashSet,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -10,26 +9,30 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Egress, EgressAllow, EgressMode, Fault, Guard,
-    Issuer, Mode, Protect, Store, UpstreamTls, raw,
+    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Mode, Protect, Store,
+    UpstreamTls, raw,
+    tree::{Misfit, Tree, line_of},
+    words::nearest,
 };
-use crate::limits::AgentLimits;
+use crate::{limits::AgentLimits, secret::SecretRef};
 
-/// The algorithms that a token may be signed with: asymmetric ones alone.
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The algorithms that a token may be signed with: asymmetric ones alone.
 const ALGORITHMS: [&str; 5] = ["RS256", "PS256", "ES256", "ES384", "EdDSA"];
+/// Those that many providers offer beside them.
+const SYMMETRIC: [&str; 3] = ["HS256", "HS384", "HS512"];
 
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
-    let root: raw::Root = toml::from_str(text).map_err(|error| ConfigError::Faults {
-        path: path.to_owned(),
-        faults: vec![Fault {
-            line: error.span().map_or(0, |span| line_of(text, span.start)),
-            key: String::new(),
-            message: plainly(error.message()),
-        }],
-    })?;
-    let issuers = root.issuer.iter().map(|issuer| issuer.get_ref().name.clone()).collect();
-    let mut checker = Checker { text, issuers, faults: Vec::new() };
+    let failed = |mut faults: Vec<Fault>| {
+        faults.sort_by_key(|fault| fault.line);
+        ConfigError::Faults { path: path.to_owned(), faults }
+    };
+    let tree = Tree::parse(text).map_err(|fault| failed(vec![fault]))?;
+    let (root, misfits) = tree.read();
+    let Some(root) = root else {
+        return Err(failed(misfits.into_iter().filter_map(Misfit::told).collect()));
+    };
+    let mut checker = Checker { text, tree: &tree, misfits, faults: Vec::new() };
     let limits = checker.limits(&root.limits);
     let config = Config {
         path: path.to_owned(),
@@ -41,40 +44,26 @@ pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
         protect: root.protect.into_iter().filter_map(|protect| checker.protect(protect)).collect(),
         allow: root.allow.into_iter().filter_map(|allow| checker.allow(allow)).collect(),
         limits,
+        lines: tree.lines(),
     };
     checker.across(&config);
-    if checker.faults.is_empty() {
-        return Ok(config);
-    }
-    checker.faults.sort_by_key(|fault| fault.line);
-    Err(ConfigError::Faults { path: path.to_owned(), faults: checker.faults })
-}
-
-/// What the parser says, in the words of the file instead of the program's.
-fn plainly(message: &str) -> String {
-    let (said, expected) = message.rsplit_once("expected ").unwrap_or((message, ""));
-    let expected = match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number without quotes that is not negative or too large",
-        "a string" => "a text in quotes",
-        "a boolean" => "true or false",
-        "a sequence" => "a list, or a table with two brackets as in `[[agent]]`",
-        _ if expected.starts_with("struct ") => "a table, such as `[daemon]`",
-        other => other,
-    };
-    if expected.is_empty() { message.to_owned() } else { format!("{said}expected {expected}") }
+    let Checker { misfits, faults, .. } = checker;
+    let faults: Vec<Fault> = misfits.into_iter().filter_map(Misfit::told).chain(faults).collect();
+    if faults.is_empty() { Ok(config) } else { Err(failed(faults)) }
 }
 
 pub(super) struct Checker<'a> {
     text: &'a str,
-    /// The names of all, for those who refer to one.
-    issuers: HashSet<String>,
-    faults: Vec<Fault>,
+    pub(super) tree: &'a Tree<'a>,
+    /// What is told already: nothing more is said of those keys.
+    misfits: Vec<Misfit>,
+    pub(super) faults: Vec<Fault>,
 }
 
 /// Where a table stands, for its faults.
 pub(super) struct Place {
-    line: usize,
-    table: String,
+    pub(super) line: usize,
+    pub(super) table: String,
 }
 
 impl Place {
@@ -85,13 +74,24 @@ impl Place {
 
 impl Checker<'_> {
     pub(super) fn fault(&mut self, place: &Place, key: &str, message: impl Into<String>) {
-        let line = line_of_key(self.text, place, key).unwrap_or(place.line);
+        self.fault_in(place, key, None, message);
+    }
+
+    /// A fault of the item `nth` of a list.
+    pub(super) fn fault_in(&mut self, place: &Place, key: &str, nth: Option<usize>, message: impl Into<String>) {
+        if self.misfits.iter().any(|misfit| misfit.is_about(&place.table, key)) {
+            return;
+        }
+        let is_it = |label: &str, line: usize| if place.line == 0 { label == place.table } else { line == place.line };
+        let found = self.tree.tables().find(|(label, line, _)| is_it(label, *line));
+        let line = found.map_or(place.line, |(_, line, table)| self.tree.line_of_key(table, key, nth).unwrap_or(line));
         let key = if key.is_empty() { place.table.clone() } else { format!("{}.{key}", place.table) };
         self.faults.push(Fault { line, key, message: message.into() });
     }
 
     fn place<T>(&self, kind: &str, name: &str, spanned: &Spanned<T>) -> Place {
-        Place { line: line_of(self.text, spanned.span().start), table: format!("{kind} \"{}\"", name.escape_debug()) }
+        let table = if name.is_empty() { format!("[[{kind}]]") } else { format!("{kind} \"{}\"", name.escape_debug()) };
+        Place { line: line_of(self.text, spanned.span().start), table }
     }
 
     fn daemon(&mut self, raw: raw::Daemon) -> Daemon {
@@ -101,16 +101,12 @@ impl Checker<'_> {
         if cgroup == "/" || !lies_below(&cgroup, &scope) {
             self.fault(&place, "cgroup", format!("`{cgroup}` must lie below the scope `{scope}`, and not be the root"));
         }
-        let guard = match raw.guard.as_ref().map(|guard| (guard.get_ref().as_str(), guard.span())) {
-            None | Some(("host", _)) => Guard::Host,
-            Some(("agents", _)) => Guard::Agents,
-            Some((other, span)) => {
-                let place = Place { line: line_of(self.text, span.start), ..Place::section("daemon") };
-                self.fault(
-                    &place,
-                    "guard",
-                    format!("`{}` is not a guard; use `host` or `agents`", other.escape_debug()),
-                );
+        let guard = match raw.guard.as_deref() {
+            None | Some("host") => Guard::Host,
+            Some("agents") => Guard::Agents,
+            Some(other) => {
+                let message = format!("`{}` is not a guard; use `host` or `agents`", other.escape_debug());
+                self.fault(&place, "guard", message);
                 Guard::Host
             }
         };
@@ -120,7 +116,7 @@ impl Checker<'_> {
         }
         let workers = raw.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, Into::into));
         if !(1..=256).contains(&workers) {
-            self.fault(&place, "workers", format!("{workers} is outside 1..=256"));
+            self.fault(&place, "workers", format!("{workers} is out of range; use 1 to 256, or leave it out"));
         }
         Daemon {
             state_dir: self.absolute(&place, "state_dir", raw.state_dir, "/var/lib/weir"),
@@ -156,26 +152,33 @@ impl Checker<'_> {
         let place = self.place("issuer", &raw.get_ref().name, &raw);
         let raw = raw.into_inner();
         self.name(&place, &raw.name);
+        if let Err(error) = crate::identity::issuer::check_url(&raw.issuer) {
+            let message =
+                format!("{error}; write it as its tokens have it in `iss`, such as `https://idp.example.com`");
+            self.fault(&place, "issuer", message);
+        }
         if raw.audience.is_empty() {
             self.fault(&place, "audience", "is empty; name the audience that tokens for this host carry");
         }
         if raw.algorithms.is_empty() {
             self.fault(&place, "algorithms", "is empty; name what the provider signs with, such as [\"RS256\"]");
         }
-        for algorithm in &raw.algorithms {
+        for (nth, algorithm) in raw.algorithms.iter().enumerate() {
             if !ALGORITHMS.contains(&algorithm.as_str()) {
-                let known = ALGORITHMS.join(", ");
-                self.fault(
-                    &place,
-                    "algorithms",
-                    format!("`{}` is not accepted; use {known}", algorithm.escape_debug()),
-                );
+                let (shown, known) = (algorithm.escape_debug(), ALGORITHMS.join(", "));
+                let why = if SYMMETRIC.contains(&algorithm.as_str()) {
+                    " (whoever can check such a token can make one)"
+                } else {
+                    ""
+                };
+                self.fault_in(&place, "algorithms", Some(nth), format!("`{shown}` is not accepted{why}; use {known}"));
             }
         }
-        for pointer in &raw.groups {
+        for (nth, pointer) in raw.groups.iter().enumerate() {
             if !pointer.starts_with('/') {
                 let shown = pointer.escape_debug();
-                self.fault(&place, "groups", format!("`{shown}` is no JSON pointer; it starts with `/`, as `/groups`"));
+                let message = format!("`{shown}` is no JSON pointer; it starts with `/`, as `/groups`");
+                self.fault_in(&place, "groups", Some(nth), message);
             }
         }
         let leeway = self.duration(&place, "leeway", raw.leeway.as_deref(), Duration::from_secs(30));
@@ -184,9 +187,10 @@ impl Checker<'_> {
         }
         for (key, values) in [("types", &raw.types), ("authorized_parties", &raw.authorized_parties)] {
             if values.iter().any(String::is_empty) {
-                self.fault(&place, key, "has an empty value, which no token could have");
+                self.fault(&place, key, "has an empty value, which no token could have; take it out");
             }
         }
+        self.file(&place, "ca_file", raw.ca_file.as_deref());
         if raw.jwks_file.is_some() && raw.ca_file.is_some() {
             self.fault(&place, "ca_file", "is never used beside `jwks_file`: the provider is not asked; leave one out");
         }
@@ -194,7 +198,7 @@ impl Checker<'_> {
         let max_age = raw.max_age.as_deref().map(|text| self.duration(&place, "max_age", Some(text), DAY));
         for (key, limit) in [("max_lifetime", Some(max_lifetime)), ("max_age", max_age)] {
             if limit.is_some_and(|limit| limit.is_zero()) {
-                self.fault(&place, key, "is zero, so that no token would ever pass");
+                self.fault(&place, key, "is zero, so that no token would ever pass; leave it out, or write it as `1h`");
             }
         }
         Some(Issuer {
@@ -221,9 +225,18 @@ impl Checker<'_> {
         if raw.user == "root" || raw.user == "0" {
             self.fault(&place, "user", "an agent must not run as root; make a user of its own (useradd -r)");
         }
-        if !self.issuers.contains(&raw.issuer) {
+        self.not_empty(&place, "user", &raw.user, "name the Unix user that it runs as");
+        self.file(&place, "token_file", raw.token_file.as_deref());
+        let issuers = self.tree.names("issuer");
+        if issuers.iter().all(|(name, _)| *name != raw.issuer) {
+            let known: Vec<&str> = issuers.iter().map(|(name, _)| name.as_str()).collect();
+            let mend = match nearest(&raw.issuer, &known) {
+                Some(near) => format!("did you mean `{}`?", near.escape_debug()),
+                None if known.is_empty() => "declare one".to_owned(),
+                None => format!("there are {}", known.join(", ").escape_debug()),
+            };
             let shown = raw.issuer.escape_debug();
-            self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`"));
+            self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`; {mend}"));
         }
         let egress = self.egress(&place, raw.egress.as_deref(), raw.egress_allow);
         let limits = self.agent_limits(&place, &raw.limits, limits);
@@ -239,31 +252,6 @@ impl Checker<'_> {
         }
     }
 
-    fn egress(&mut self, place: &Place, mode: Option<&str>, allow: Vec<raw::EgressAllow>) -> Egress {
-        let known = mode.map(|word| EgressMode::ALL.into_iter().find(|mode| mode.word() == word));
-        if known == Some(None) {
-            let shown = mode.unwrap_or_default().escape_debug();
-            self.fault(place, "egress", format!("`{shown}` is no mode; use `open`, `databases` or `closed`"));
-        }
-        let mode = known.flatten().unwrap_or_default();
-        if mode == EgressMode::Open && !allow.is_empty() {
-            let message = "is never used with `egress = \"open\"`, which allows all; leave one out";
-            self.fault(place, "egress_allow", message);
-        }
-        let mut allowed = Vec::new();
-        for entry in allow {
-            match entry.address.parse() {
-                Ok(_) if entry.reason.trim().is_empty() => {
-                    let shown = entry.address.escape_debug();
-                    self.fault(place, "egress_allow", format!("`{shown}` has an empty reason; say why"));
-                }
-                Ok(target) => allowed.push(EgressAllow { target, reason: entry.reason }),
-                Err(error) => self.fault(place, "egress_allow", error),
-            }
-        }
-        Egress { mode, allow: allowed }
-    }
-
     fn connection(&mut self, raw: Spanned<raw::Connection>) -> Option<Connection> {
         let place = self.place("connection", &raw.get_ref().name, &raw);
         let raw = raw.into_inner();
@@ -274,15 +262,22 @@ impl Checker<'_> {
         }
         let hosts = self.hosts(&place, raw.host, &raw.hosts, raw.port);
         let attributes = self.attributes(&place, raw.target_session_attrs.as_deref());
+        self.not_empty(&place, "user", &raw.user, "name the server's role that Weir logs in as");
+        if let Some(database) = &raw.database {
+            self.not_empty(&place, "database", database, "leave it out for any database");
+        }
         let tls = match raw.tls.as_deref() {
             None | Some("verify-full") => UpstreamTls::VerifyFull,
             Some("verify-ca") => UpstreamTls::VerifyCa,
             Some("require") => UpstreamTls::Require,
             Some("disable") => UpstreamTls::Disable,
             Some(other) => {
-                let shown = other.escape_debug();
-                let modes = "`verify-full`, `verify-ca`, `require` or `disable`";
-                self.fault(&place, "tls", format!("`{shown}` is no mode; use {modes}"));
+                let why = match other {
+                    "prefer" | "allow" => "would go on in the clear where the server has no TLS",
+                    _ => "is no mode",
+                };
+                let (shown, modes) = (other.escape_debug(), "`verify-full`, `verify-ca`, `require` or `disable`");
+                self.fault(&place, "tls", format!("`{shown}` {why}; use {modes}"));
                 UpstreamTls::VerifyFull
             }
         };
@@ -290,7 +285,8 @@ impl Checker<'_> {
             None | Some("prefer") => false,
             Some("require") => true,
             Some(other) => {
-                self.fault(&place, "channel_binding", format!("`{}`: use `prefer` or `require`", other.escape_debug()));
+                let shown = other.escape_debug();
+                self.fault(&place, "channel_binding", format!("`{shown}` is no mode; use `prefer` or `require`"));
                 true
             }
         };
@@ -298,18 +294,23 @@ impl Checker<'_> {
             None | Some("enforce") => Mode::Enforce,
             Some("observe") => Mode::Observe,
             Some(other) => {
-                self.fault(&place, "mode", format!("`{}`: use `enforce` or `observe`", other.escape_debug()));
+                let shown = other.escape_debug();
+                self.fault(&place, "mode", format!("`{shown}` is no mode; use `enforce` or `observe`"));
                 Mode::Enforce
             }
         };
-        if let Some(Err(error)) = raw.password.as_ref().map(crate::secret::SecretRef::check) {
-            self.fault(&place, "password", error.to_string());
+        self.password(&place, raw.password.as_ref());
+        self.file(&place, "ca_file", raw.ca_file.as_deref());
+        for (nth, socket) in raw.unix_sockets.iter().flatten().enumerate() {
+            if !socket.is_absolute() {
+                self.fault_in(&place, "unix_sockets", Some(nth), not_absolute(socket));
+            }
         }
         let mut targets = Vec::new();
-        for target in &raw.targets {
+        for (nth, target) in raw.targets.iter().enumerate() {
             match target.parse() {
                 Ok(network) => targets.push(network),
-                Err(error) => self.fault(&place, "targets", error),
+                Err(error) => self.fault_in(&place, "targets", Some(nth), error),
             }
         }
         Some(Connection {
@@ -352,49 +353,27 @@ impl Checker<'_> {
         let who = match (raw.uid, raw.cgroup) {
             (Some(uid), None) => Allowed::Uid(uid),
             (None, Some(cgroup)) => Allowed::Cgroup(self.cgroup(&place, "cgroup", cgroup)),
-            (None, None) | (Some(_), Some(_)) => {
-                self.fault(&place, "", "name exactly one of `uid` and `cgroup`");
+            (None, None) => {
+                self.fault(&place, "", "lets nobody through; name a `uid`, or a `cgroup`");
+                return None;
+            }
+            (Some(_), Some(_)) => {
+                self.fault(
+                    &place,
+                    "cgroup",
+                    "stands beside `uid`; name one of them, and the other in an [[allow]] of its own",
+                );
                 return None;
             }
         };
         if who == Allowed::Cgroup("/".into()) {
-            self.fault(&place, "cgroup", "the root cgroup would let every process through");
+            self.fault(
+                &place,
+                "cgroup",
+                "the root cgroup would let every process through; name a service's, or a slice",
+            );
         }
         Some(Allow { who, reason: raw.reason })
-    }
-
-    /// What can only be seen with all tables side by side.
-    fn across(&mut self, config: &Config) {
-        let twice = |kind: &str, names: Vec<&str>, faults: &mut Vec<Fault>| {
-            let mut seen = HashSet::new();
-            for name in names {
-                if !seen.insert(name) {
-                    let key = format!("{kind} \"{}\"", name.escape_debug());
-                    faults.push(Fault { line: 0, key, message: "stands twice; each name is used once".into() });
-                }
-            }
-        };
-        twice("issuer", config.issuers.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
-        twice("agent", config.agents.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
-        twice("connection", config.connections.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
-        let mut servers = HashSet::new();
-        for connection in &config.connections {
-            let mut own = HashSet::new();
-            for host in &connection.hosts {
-                let place = Place::section(&format!("connection \"{}\"", connection.name.escape_debug()));
-                let key = if connection.hosts.len() == 1 { "host" } else { "hosts" };
-                let server = (host.name.to_ascii_lowercase(), host.port);
-                if !own.insert(server.clone()) {
-                    self.fault(&place, key, format!("`{host}` stands twice; name each server once"));
-                } else if !servers.insert(server) {
-                    self.fault(
-                        &place,
-                        key,
-                        "another connection has the same host and port; which is meant cannot be told",
-                    );
-                }
-            }
-        }
     }
 
     fn name(&mut self, place: &Place, name: &str) {
@@ -408,7 +387,7 @@ impl Checker<'_> {
         }
     }
 
-    fn reason(&mut self, place: &Place, reason: &str) {
+    pub(super) fn reason(&mut self, place: &Place, reason: &str) {
         if reason.trim().is_empty() {
             self.fault(place, "reason", "is empty; say why, for whoever reads `weir status`");
         }
@@ -423,11 +402,42 @@ impl Checker<'_> {
         path
     }
 
+    /// Nothing that stands here is quoted: it may be the secret itself.
+    fn password(&mut self, place: &Place, password: Option<&SecretRef>) {
+        let (key, message) = match password {
+            Some(SecretRef::File(path)) if !path.is_absolute() => {
+                ("password.file", "must be an absolute path, one that begins with `/`")
+            }
+            Some(SecretRef::Credential(_)) => (
+                "password.credential",
+                "must be a name of systemd's `LoadCredential=`, without `/`, and neither `.` nor `..`",
+            ),
+            Some(SecretRef::Command(_)) => {
+                ("password.command", "must begin with a program's absolute path, as [\"/usr/bin/vault\", \"read\"]")
+            }
+            Some(SecretRef::File(_) | SecretRef::Env(_)) | None => return,
+        };
+        let is_well = |reference: &SecretRef| !matches!(reference, SecretRef::File(_)) && reference.check().is_ok();
+        if !password.is_some_and(is_well) {
+            self.fault(place, key, message);
+        }
+    }
+
+    fn not_empty(&mut self, place: &Place, key: &str, value: &str, mend: &str) {
+        if value.is_empty() {
+            self.fault(place, key, format!("is empty; {mend}"));
+        }
+    }
+
+    fn file(&mut self, place: &Place, key: &str, path: Option<&Path>) {
+        if let Some(path) = path.filter(|path| !path.is_absolute()) {
+            self.fault(place, key, not_absolute(path));
+        }
+    }
+
     pub(super) fn absolute(&mut self, place: &Place, key: &str, path: Option<PathBuf>, default: &str) -> PathBuf {
         let path = path.unwrap_or_else(|| default.into());
-        if !path.is_absolute() {
-            self.fault(place, key, format!("`{}` must be an absolute path", path.display()));
-        }
+        self.file(place, key, Some(&path));
         path
     }
 
@@ -449,25 +459,6 @@ pub(crate) fn lies_below(path: &str, scope: &str) -> bool {
     scope == "/" || path.strip_prefix(scope).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// The line of a key of the table at `place`; of `[table]`'s where the table's own line is not known. For people: a key in
-/// a string of several lines, or written another way, leaves the table's line.
-fn line_of_key(text: &str, place: &Place, key: &str) -> Option<usize> {
-    let header = format!("[{}]", place.table);
-    let start = match place.line {
-        0 => text.lines().position(|line| line.trim_start().starts_with(&header))?,
-        line => line.saturating_sub(1),
-    };
-    let own = text
-        .lines()
-        .enumerate()
-        .skip(start.saturating_add(1))
-        .take_while(|(_, line)| !line.trim_start().starts_with('['));
-    let is_key =
-        |line: &str| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
-    let found = own.into_iter().find(|(_, line)| is_key(line)).map(|(number, _)| number.saturating_add(1));
-    found.or((place.line == 0).then_some(start.saturating_add(1)))
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|&byte| byte == b'\n').count() + 1
+fn not_absolute(path: &Path) -> String {
+    format!("`{}` must be an absolute path, one that begins with `/`", path.display().to_string().escape_debug())
 }

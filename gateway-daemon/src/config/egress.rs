@@ -2,7 +2,11 @@
 
 use std::{net::IpAddr, str::FromStr};
 
-use super::Network;
+use super::{
+    Network,
+    check::{Checker, Place},
+    raw,
+};
 
 /// Ports in one range: each takes an entry in the kernel.
 const MOST_PORTS: u16 = 1024;
@@ -117,6 +121,33 @@ impl std::fmt::Display for Reach {
             Some((first, last)) if first == last => write!(f, ":{first}"),
             Some((first, last)) => write!(f, ":{first}-{last}"),
         }
+    }
+}
+
+impl Checker<'_> {
+    pub(super) fn egress(&mut self, place: &Place, mode: Option<&str>, allow: Vec<raw::EgressAllow>) -> Egress {
+        let known = mode.map(|word| EgressMode::ALL.into_iter().find(|mode| mode.word() == word));
+        if known == Some(None) {
+            let shown = mode.unwrap_or_default().escape_debug();
+            self.fault(place, "egress", format!("`{shown}` is no mode; use `open`, `databases` or `closed`"));
+        }
+        let mode = known.flatten().unwrap_or_default();
+        if mode == EgressMode::Open && !allow.is_empty() {
+            let message = "is never used with `egress = \"open\"`, which allows all; leave one out";
+            self.fault(place, "egress_allow", message);
+        }
+        let mut allowed = Vec::new();
+        for (nth, entry) in allow.into_iter().enumerate() {
+            match entry.address.parse() {
+                Ok(_) if entry.reason.trim().is_empty() => {
+                    let shown = entry.address.escape_debug();
+                    self.fault_in(place, "egress_allow", Some(nth), format!("`{shown}` has an empty reason; say why"));
+                }
+                Ok(target) => allowed.push(EgressAllow { target, reason: entry.reason }),
+                Err(error) => self.fault_in(place, "egress_allow", Some(nth), error),
+            }
+        }
+        Egress { mode, allow: allowed }
     }
 }
 

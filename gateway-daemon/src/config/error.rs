@@ -6,7 +6,7 @@ use std::{fmt, io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}", path = path.display())]
+    #[error("cannot read the configuration {path}: {source}{}", mend(source), path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -38,6 +38,15 @@ pub struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.key.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.key, self.message) }
+    }
+}
+
+fn mend(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => "; write one with `weir init`, or name yours by --config",
+        io::ErrorKind::PermissionDenied => "; it is for root: run this as root",
+        io::ErrorKind::IsADirectory => "; name the file in it by --config",
+        _ => "",
     }
 }
 

@@ -18,7 +18,7 @@ impl Checker<'_> {
         let mut size = |key: &str, value: Option<usize>, default: usize, least: usize, most: usize| {
             let value = value.unwrap_or(default);
             if !(least..=most).contains(&value) {
-                self.fault(&place, key, format!("{value} is outside {least}..={most}"));
+                self.fault(&place, key, format!("{value} is out of range; use {least} to {most}"));
             }
             value
         };
@@ -32,6 +32,11 @@ impl Checker<'_> {
         let connections = size("connections", raw.connections, 2_000, 1, 100_000);
         let pipeline = size("pipeline", raw.pipeline, 20_000, 16, 1_000_000);
         let prepared_statements = size("prepared_statements", raw.prepared_statements, 10_000, 1, 1_000_000);
+        let startup = self.duration(&place, "startup", raw.startup.as_deref(), Duration::from_secs(30));
+        if startup.is_zero() {
+            let message = "is zero, so that no session would ever begin; leave it out, or write it as `30s`";
+            self.fault(&place, "startup", message);
+        }
         let idle = self.duration(&place, "idle", raw.idle.as_deref(), Duration::from_secs(12 * 3600));
         Limits {
             message_bytes,
@@ -39,7 +44,7 @@ impl Checker<'_> {
             statement_bytes,
             statement_nesting,
             statement_tokens,
-            startup: self.duration(&place, "startup", raw.startup.as_deref(), Duration::from_secs(30)),
+            startup,
             idle: (!idle.is_zero()).then_some(idle),
             connections,
             pipeline,
@@ -53,7 +58,7 @@ impl Checker<'_> {
         let mut within = |key: &str, value: Option<u64>, other: u64, most: u64| {
             let value = value.unwrap_or(other);
             if !(1..=most).contains(&value) {
-                self.fault(place, key, format!("{value} is outside 1..={most}"));
+                self.fault(place, key, format!("{value} is out of range; use 1 to {most}"));
             }
             value
         };

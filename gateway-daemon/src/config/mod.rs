@@ -2,20 +2,25 @@
 //! the mend. Behind this module stand values that cannot be wrong.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+mod across;
 mod check;
 mod egress;
 mod error;
 mod host;
 mod limits;
+mod load;
 mod network;
 mod raw;
 mod servers;
 #[cfg(test)]
 mod tests;
+mod tree;
+mod words;
 
 pub(crate) use check::lies_below;
 pub use egress::{Egress, EgressAllow, EgressMode, Reach};
@@ -51,6 +56,8 @@ pub struct Config {
     pub allow: Vec<Allow>,
     /// Limits.
     pub limits: Limits,
+    /// Where each key stands, by the name that people are told: `agent "claude".user`.
+    lines: BTreeMap<String, usize>,
 }
 
 /// `[daemon]`
@@ -280,9 +287,7 @@ impl Config {
     /// # Errors
     /// Every fault of the file at once.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
+        Self::parse(path, &load::read(path)?)
     }
 
     /// Checks a text as if it stood in `path`.

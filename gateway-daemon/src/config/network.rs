@@ -49,7 +49,11 @@ impl FromStr for Network {
         }
         let masked = mask(address, prefix);
         if masked != address {
-            return Err(format!("`{text}` has bits behind its prefix; write `{masked}/{prefix}` for that network"));
+            let masked = if masked.is_ipv4() { masked.to_string() } else { format!("[{masked}]") };
+            return Err(format!(
+                "`{text}` has bits behind its prefix; write `{masked}/{prefix}:{port}` for that network, or `{}` for that address",
+                SocketAddr::new(address, port)
+            ));
         }
         Ok(Self { address, prefix, port })
     }

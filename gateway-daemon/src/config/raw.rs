@@ -38,7 +38,7 @@ pub(super) struct Daemon {
     pub(super) cgroup: Option<String>,
     pub(super) pins: Option<PathBuf>,
     pub(super) listener_port: Option<u16>,
-    pub(super) guard: Option<Spanned<String>>,
+    pub(super) guard: Option<String>,
     pub(super) policies: Option<PathBuf>,
     pub(super) workers: Option<usize>,
     pub(super) auditors: Option<Vec<Spanned<String>>>,
@@ -175,9 +175,14 @@ pub(super) struct AgentLimits {
 
 /// What serde says of a value that is no reference quotes the value, which may be the secret itself.
 fn secret_ref<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SecretRef>, D::Error> {
-    SecretRef::deserialize(from).map(Some).map_err(|_| {
+    SecretRef::deserialize(from).map(Some).map_err(|error| {
+        if error.to_string().contains("more than 1 element") {
+            return D::Error::custom(
+                "names more than one place; keep one of `file`, `env`, `credential` and `command`",
+            );
+        }
         D::Error::custom(
-            "`password` says where the secret lies, never what it is: write { file = \"/path\" }, { env = \"NAME\" }, \
+            "says where the secret lies, never what it is: write { file = \"/path\" }, { env = \"NAME\" }, \
              { credential = \"name\" } or { command = [\"/path\"] }",
         )
     })

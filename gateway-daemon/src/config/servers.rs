@@ -17,13 +17,13 @@ impl Checker<'_> {
         port: Option<u16>,
     ) -> Vec<Host> {
         if port == Some(0) {
-            self.fault(place, "port", "0 is no port");
+            self.fault(place, "port", "0 is no port; use the server's, mostly 5432");
         }
         let port = port.unwrap_or(5432);
         match (one, several) {
             (Some(name), []) => {
                 if !host::is_name(&name) {
-                    self.fault(place, "host", "must be a host name or an address; Unix sockets go to `unix_sockets`");
+                    self.fault(place, "host", no_host(&name));
                 }
                 vec![Host { name, port }]
             }
@@ -58,7 +58,8 @@ impl Checker<'_> {
             Some("prefer-standby") => SessionAttributes::PreferStandby,
             Some(other) => {
                 let known = "`any`, `read-write`, `read-only`, `primary`, `standby` or `prefer-standby`";
-                self.fault(place, "target_session_attrs", format!("`{}`: use {known}", other.escape_debug()));
+                let shown = other.escape_debug();
+                self.fault(place, "target_session_attrs", format!("`{shown}` is no server's state; use {known}"));
                 SessionAttributes::Any
             }
         }
@@ -98,5 +99,21 @@ impl Checker<'_> {
             self.absolute(place, "client_cert_file", Some(pair.0), ""),
             self.absolute(place, "client_key_file", Some(pair.1), ""),
         ))
+    }
+}
+
+/// What a text is that is no host, and what to write.
+fn no_host(host: &str) -> String {
+    match host.rsplit_once(':') {
+        Some((name, port)) if host::is_name(name) && port.parse::<u16>().is_ok() => {
+            format!("has a port in it; write `host = \"{name}\"` and `port = {port}`")
+        }
+        _ if host.is_empty() || host.contains('/') => {
+            "must be a host name or an address; Unix sockets go to `unix_sockets`".to_owned()
+        }
+        _ => {
+            let shown = host.escape_debug();
+            format!("`{shown}` is neither a host name nor an address; write `db.internal`, `10.0.0.5` or `fd00::5`")
+        }
     }
 }

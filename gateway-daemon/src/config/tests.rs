@@ -110,8 +110,8 @@ fn an_agent_has_the_limits_of_all_but_for_its_own() {
 #[test]
 fn a_value_of_another_type_is_told_in_the_words_of_the_file() {
     for (wrong, mend) in [
-        (format!("[daemon]\nlistener_port = \"943\"\n{GOOD}"), "a whole number without quotes"),
-        (GOOD.replace("[[agent]]", "[agent]"), "two brackets as in `[[agent]]`"),
+        (format!("[daemon]\nlistener_port = \"943\"\n{GOOD}"), "a whole number from 0 to 65535, without quotes"),
+        (GOOD.replace("[[agent]]", "[agent]"), "so its header has two brackets: `[[agent]]`"),
         (GOOD.replace("[\"RS256\"]", "\"RS256\""), "a list"),
         (GOOD.replace("\"weir_orders\"", "7"), "a text in quotes"),
     ] {

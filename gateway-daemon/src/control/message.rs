@@ -31,6 +31,8 @@ pub enum Request {
     Explain(ExplainRequest),
     /// Read the record. Answered by [`Reply::Row`]s, then [`Reply::Done`].
     Record(RecordRequest),
+    /// Test the way to the servers of connections. Root only. Answered by [`Reply::Row`]s, then [`Reply::Done`].
+    ConnectionTest(ConnectionTestRequest),
     /// End a session. Root only. Answered by [`Reply::Text`].
     SessionKill {
         /// Its name.
@@ -73,6 +75,17 @@ pub struct ExplainRequest {
     pub database: Option<String>,
     /// The statement.
     pub sql: String,
+}
+
+/// What `weir connection test` asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionTestRequest {
+    /// The configuration, absolute; the daemon's own without.
+    pub config: Option<PathBuf>,
+    /// Which connections; all when there are none.
+    pub names: Vec<String>,
+    /// The database, in place of the configured one.
+    pub database: Option<String>,
 }
 
 /// What is read of the record.

@@ -17,6 +17,6 @@ pub(crate) use client::ClientStep;
 pub use client::{Client, ClientError};
 pub use frame::{FRAME_MAX, FrameError, MAX_DESCRIPTORS};
 pub(crate) use frame::{Incoming, Outgoing, Step};
-pub use message::{ExplainRequest, RecordRequest, Reply, Request, RunInput, RunRequest, Text};
+pub use message::{ConnectionTestRequest, ExplainRequest, RecordRequest, Reply, Request, RunInput, RunRequest, Text};
 pub use server::{BindError, Connection, ConnectionError, Limits, Peer, Server};
 pub(crate) use server::{receive, send};

@@ -40,6 +40,7 @@ use crate::{
     },
 };
 
+pub(crate) mod connection_test;
 mod egress;
 mod often;
 mod parts;
@@ -416,6 +417,12 @@ impl Weir {
 const CA_FILE: &str = "ca.pem";
 /// The system's roots and Weir's.
 const BUNDLE_FILE: &str = "ca-bundle.pem";
+
+/// An issuer's keys, asked for now.
+pub(crate) async fn provider_keys(issuer: &config::Issuer) -> Result<identity::token::KeySet, String> {
+    let issuer = parts::issuer(issuer).map_err(|error| error.to_string())?;
+    issuer.keys_now().await.map_err(|error| error.to_string())
+}
 
 /// What policies may speak of.
 pub fn known(config: &Config) -> Known {

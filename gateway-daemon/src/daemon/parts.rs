@@ -258,7 +258,7 @@ fn load_policies(config: &Config) -> Result<PolicySet, StartError> {
     Ok(loaded.set)
 }
 
-fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
+pub(super) fn issuer(issuer: &config::Issuer) -> Result<Arc<Issuer>, StartError> {
     let named = |source| StartError::Issuer { name: issuer.name.clone(), source };
     let algorithms = issuer.algorithms.iter().filter_map(|name| Algorithm::from_name(name)).collect();
     let token = TokenSettings {

@@ -85,6 +85,10 @@ impl Weir {
                 self.allow(uid, Right::Audit)?;
                 self.explain(request).await
             }
+            Request::ConnectionTest(request) => {
+                self.allow(uid, Right::Root)?;
+                self.test_connections(uid, request, connection).await
+            }
             Request::SessionKill { session } => {
                 self.allow(uid, Right::Root)?;
                 self.kill_session(uid, &session)

@@ -54,10 +54,26 @@ fn check_entries(dir: &Path, owner: u32, faults: &mut Vec<Fault>) {
 }
 
 /// What the sticky bit is worth: in a folder above, only owners replace entries; in the folder itself others could add.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sticky {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sticky {
+    /// Of a folder above.
     Guards,
+    /// Of the file or folder itself.
     Counts,
+}
+
+/// How others than `owner` and root can change a file or folder, if they can.
+pub(crate) fn open_to_others(uid: u32, gid: u32, mode: u32, owner: u32, sticky: Sticky) -> Option<String> {
+    if uid != owner && uid != 0 {
+        return Some(format!("belongs to user {uid}"));
+    }
+    if sticky == Sticky::Guards && mode & STICKY != 0 {
+        return None;
+    }
+    if mode & WRITABLE_BY_OTHERS != 0 {
+        return Some("can be written by everybody".to_owned());
+    }
+    (mode & WRITABLE_BY_GROUP != 0 && gid != 0).then(|| format!("can be written by group {gid}"))
 }
 
 fn check_one(path: &Path, metadata: io::Result<Metadata>, owner: u32, sticky: Sticky, faults: &mut Vec<Fault>) {
@@ -65,22 +81,10 @@ fn check_one(path: &Path, metadata: io::Result<Metadata>, owner: u32, sticky: St
         Ok(metadata) => metadata,
         Err(source) => return faults.push(unreadable(path, source)),
     };
-    let (uid, gid, mode) = (metadata.uid(), metadata.gid(), metadata.mode());
-    let mut fault = |found: String| {
-        let kind = FaultKind::Unguarded { path: path.display().to_string(), found };
-        faults.push(Fault::new(kind, None));
-    };
-    if uid != owner && uid != 0 {
-        fault(format!("belongs to user {uid}"));
-    }
     // A link's mode means nothing.
-    if metadata.is_symlink() || (sticky == Sticky::Guards && mode & STICKY != 0) {
-        return;
-    }
-    if mode & WRITABLE_BY_OTHERS != 0 {
-        fault("can be written by everybody".to_owned());
-    } else if mode & WRITABLE_BY_GROUP != 0 && gid != 0 {
-        fault(format!("can be written by group {gid}"));
+    let mode = if metadata.is_symlink() { 0 } else { metadata.mode() };
+    if let Some(found) = open_to_others(metadata.uid(), metadata.gid(), mode, owner, sticky) {
+        faults.push(Fault::new(FaultKind::Unguarded { path: path.display().to_string(), found }, None));
     }
 }
 

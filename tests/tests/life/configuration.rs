@@ -34,7 +34,7 @@ tls = "verify-full"
 
 /// What to write in the place of what; the fault's line; the key that is told, and a word of the mend.
 const BAD: [(&str, &str, usize, &str, &str); 14] = [
-    ("guard = \"host\"", "guards = \"host\"", 3, "guards", "expected"),
+    ("guard = \"host\"", "guards = \"host\"", 3, "daemon.guards", "did you mean `guard`"),
     ("listener_port = 943", "listener_port = 0", 2, "daemon.listener_port", "below 1024"),
     ("guard = \"host\"", "guard = \"none\"", 3, "daemon.guard", "use `host` or `agents`"),
     ("[\"RS256\"]", "[\"HS256\"]", 9, "issuer \"corp\".algorithms", "use RS256"),

@@ -2,9 +2,11 @@
 //! and whoever tries to get round it meanwhile is refused, and on the record.
 
 mod configuration;
+mod connections;
 mod disk;
 mod doctor;
 mod egress;
+mod init;
 mod kill;
 mod observe;
 mod pins;

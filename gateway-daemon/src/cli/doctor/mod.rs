@@ -1,6 +1,6 @@
 //! `weir doctor`: what Weir needs of this host, what the daemon says of itself, and what an agent could reach around it.
 
-mod ports;
+pub(super) mod ports;
 mod postgres;
 mod reach;
 
@@ -72,7 +72,7 @@ pub(super) fn doctor(path: &Path, json: bool, probe_listeners: bool) -> Result<E
         Err(_) => (PathBuf::from("/sys/fs/bpf/weir"), 943),
     };
     findings.extend(probe(&pins, port).into_iter().map(Finding::from));
-    findings.push(match &config {
+    findings.push(match Config::load_for_root(path) {
         Ok(config) => finding("configuration", Level::Ok, config.path.display().to_string(), ""),
         Err(error) => finding("configuration", Level::Failed, error.to_string(), "mend the file"),
     });

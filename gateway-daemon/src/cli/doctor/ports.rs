@@ -128,7 +128,7 @@ fn parse(table: &str) -> Option<Vec<Listener>> {
 }
 
 /// An address as the kernel prints it: words of 32 bits that lie in memory in network order, each read as a number.
-fn parse_address(hex: &str) -> Option<IpAddr> {
+pub(crate) fn parse_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
     match hex.len() {
         8 => Some(Ipv4Addr::from(word(0)?).into()),
@@ -169,7 +169,7 @@ fn holders(listeners: &[Listener]) -> HashMap<u64, String> {
 }
 
 /// `socket:[INODE]`
-fn socket_inode(link: &Path) -> Option<u64> {
+pub(crate) fn socket_inode(link: &Path) -> Option<u64> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 

@@ -143,6 +143,17 @@ impl Issuer {
         unverified.verify(&self.rules, &fetched.keys, now.wall)
     }
 
+    /// The keys that the issuer publishes at this moment: for who sets it up.
+    ///
+    /// # Errors
+    /// Why they cannot be had.
+    pub async fn keys_now(&self) -> Result<KeySet, IssuerError> {
+        match &self.source {
+            Source::Discovery { document, client } => Ok(self.ask(client, document).await?.0),
+            Source::File(path) => file::keys(path),
+        }
+    }
+
     /// The keys to check a token that names `kid` with.
     async fn keys_for(&self, kid: &str, now: Moment) -> Result<Arc<Fetched>, Arc<IssuerError>> {
         if let Some(fetched) = self.at_hand(kid, now) {
@@ -247,6 +258,14 @@ impl Issuer {
             (Scheme::Https | Scheme::Http, Scheme::Https) | (Scheme::Http, Scheme::Http) => Ok(keys_url),
         }
     }
+}
+
+/// Checks an issuer's URL before anything is asked of it.
+///
+/// # Errors
+/// Why it cannot be one.
+pub fn check_url(issuer: &str) -> Result<(), UrlError> {
+    discovery_url(issuer).map(drop)
 }
 
 /// `OpenID` Connect Discovery section 4: the issuer without a slash at its end, and the well-known path.

@@ -139,6 +139,13 @@ impl KeySet {
         self.keys.is_empty()
     }
 
+    /// What its keys sign with: a key's own `alg`, or the first that its type can make.
+    pub fn algorithms(&self) -> Vec<Algorithm> {
+        let of = |key: &Arc<Key>| Algorithm::ALL.into_iter().find(|&algorithm| key.fits(algorithm).is_ok());
+        let made: Vec<Algorithm> = self.keys.values().flatten().filter_map(of).collect();
+        Algorithm::ALL.into_iter().filter(|algorithm| made.contains(algorithm)).collect()
+    }
+
     /// The key to check a signature of `algorithm` with; `None` when none has this `kid`.
     pub(super) fn find(&self, kid: &str, algorithm: Algorithm) -> Option<Result<&Key, KeyFault>> {
         let key = match self.keys.get(kid)? {
