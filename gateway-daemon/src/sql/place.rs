@@ -92,12 +92,20 @@ pub fn place_of_syntax_error(text: &str, error: &ReadError) -> Option<usize> {
     let (_, near) = message.split_once(" at or near \"")?;
     let near = near.strip_suffix('"')?;
     let starts = Lexer::new(text).map_while(Result::ok).map(|token| token.start);
-    let candidates = starts.filter(|&start| text.get(start..).is_some_and(|rest| rest.starts_with(near)));
+    let candidates = starts.filter(|&start| {
+        text.get(start..).and_then(|rest| rest.strip_prefix(near)).is_some_and(|after| !goes_on(near, after))
+    });
     let start = candidates.take(MAX_TRIES).find(|start| {
         let upto = text.get(..start.saturating_add(near.len())).unwrap_or_default();
         matches!(parse(upto, ReadLimits::default()), Err(ReadError::Syntax { message: again }) if again == *message)
     })?;
     characters(text, start)
+}
+
+/// Whether the last word of `near` is only the start of a longer one.
+fn goes_on(near: &str, after: &str) -> bool {
+    let is_of_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '$');
+    near.chars().next_back().is_some_and(is_of_word) && after.chars().next().is_some_and(is_of_word)
 }
 
 /// The number of the character that begins at this byte.
@@ -127,6 +135,8 @@ mod tests {
             "SELECT 1;\n-- é\nSELECT ▲) FROM t",
             "INSERT INTO t VALUES (1)▲)",
             "SELECT 1 + ▲* 2 * 3",
+            // The first is no place, though the text that ends within it fails alike.
+            "CREATE TABLE t (a int NOT NULL, b int NOT ▲NUL, c int)",
         ] {
             let (text, place) = marked(text);
             let error = parse(&text, ReadLimits::default()).unwrap_err();

@@ -67,6 +67,11 @@ impl Listed {
         self.tests.keys().map(String::as_str)
     }
 
+    /// Leaves only these tests on it.
+    pub(super) fn retain(&mut self, tests: &[String]) {
+        self.tests.retain(|test, _| tests.contains(test));
+    }
+
     /// What is wrong with the list itself: a hunk without a reason, a reason without a hunk.
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();

@@ -22,6 +22,8 @@ use listed::{Listed, ListedHunk};
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Send only these tests through Weir, and compare them alone
+    tests: Vec<String>,
     /// Compare the results of the last run again, and run nothing
     #[arg(long)]
     compare: bool,
@@ -48,15 +50,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             None => step("build weir", || build::weir(build::PROFILE))?,
         };
         println!("PostgreSQL {}", suite.version);
-        runs::both(&suite, &program, &results)?;
+        runs::both(&suite, &program, &options.tests, &results)?;
     }
-    compare(&results, options.write)
+    compare(&results, options)
 }
 
-fn compare(results: &Path, write: bool) -> Result<()> {
-    let differences = compare::differences(&results.join("direct"), &results.join("weir"))?;
-    let listed = Listed::read()?;
+fn compare(results: &Path, options: &Options) -> Result<()> {
+    let mut differences = compare::differences(&results.join("direct"), &results.join("weir"))?;
+    let mut listed = Listed::read()?;
     let mut faults = listed.faults();
+    if !options.tests.is_empty() {
+        differences.retain(|test, _| options.tests.contains(test));
+        listed.retain(&options.tests);
+    }
     faults.extend(unlisted(&differences, &listed));
     let tests = differences.len();
     let differing: BTreeMap<_, _> = differences
@@ -65,7 +71,8 @@ fn compare(results: &Path, write: bool) -> Result<()> {
         .map(|(test, hunks)| (test.clone(), listed::with_reasons(hunks, listed.of(&test))))
         .collect();
     tell(tests, &differing);
-    if write {
+    if options.write {
+        ensure!(options.tests.is_empty(), "the list is of all tests");
         return listed::write(&differing);
     }
     match faults.len() {

@@ -13,6 +13,7 @@ use crate::setup::regress::Suite;
 
 const AGENT: &str = "regress";
 const USER: &str = "weir-conformance";
+const AS_USER: [&str; 5] = ["--reuid", USER, "--regid", USER, "--init-groups"];
 const DATABASE: &str = "regression";
 /// The cluster's superuser: the suite makes roles, loads libraries and writes files on the server.
 const ROLE: &str = "postgres";
@@ -41,14 +42,15 @@ impl Way {
     }
 }
 
-/// Runs the suite both ways, and puts the results into folders of `results`.
-pub(super) fn both(suite: &Suite, program: &Path, results: &Path) -> Result<()> {
+/// Runs the suite both ways, and puts the results into folders of `results`. `only`: the tests that go through Weir, all
+/// when there is none; what the others set up they need.
+pub(super) fn both(suite: &Suite, program: &Path, only: &[String], results: &Path) -> Result<()> {
     for way in [Way::Direct, Way::Weir] {
         step(&format!("suite, {}", way.name()), || {
             // One folder after the other has the same name: paths stand in what the suite prints.
             let folder = TempDir::new("conformance")?;
             let stage = Stage::set(&folder, way, program)?;
-            let ran = stage.run(suite, results);
+            let ran = stage.run(suite, only, results);
             if let (Err(_), Some(weir)) = (&ran, &stage.weir) {
                 eprintln!("log of the daemon:\n{}", weir.log());
             }
@@ -122,16 +124,28 @@ impl Stage {
 
     /// Runs it, and moves the results. That tests fail by the suite's own expectation says nothing: the locale is
     /// another, and the version of a library.
-    fn run(&self, suite: &Suite, results: &Path) -> Result<()> {
+    fn run(&self, suite: &Suite, only: &[String], results: &Path) -> Result<()> {
         let mut command = match &self.weir {
-            Some(weir) => weir.run_as(AGENT),
+            Some(weir) if only.is_empty() => {
+                let mut command = weir.run_as(AGENT);
+                command.arg(&suite.pg_regress);
+                command
+            }
+            // Root starts the psql of each test: as the agent, or past Weir.
+            Some(weir) => {
+                let script = self.output.join("launcher");
+                fs::write(&script, launcher(&process::shown(&weir.run_as(AGENT)), only))?;
+                let mut command = Command::new(&suite.pg_regress);
+                command.arg(format!("--launcher=sh {}", script.display()));
+                command
+            }
             None => {
-                let mut setpriv = Command::new("setpriv");
-                setpriv.args(["--reuid", USER, "--regid", USER, "--init-groups"]);
-                setpriv
+                let mut command = Command::new("setpriv");
+                command.args(AS_USER).arg(&suite.pg_regress);
+                command
             }
         };
-        command.arg(&suite.pg_regress).args(["--use-existing", "--host=127.0.0.1", "--user", ROLE]);
+        command.args(["--use-existing", "--host=127.0.0.1", "--user", ROLE]);
         command.arg(format!("--port={}", self.postgres.port)).arg(format!("--dbname={DATABASE}"));
         command.arg("--bindir").arg(&self.postgres.bin).arg("--dlpath").arg(&suite.libraries);
         command.arg("--inputdir").arg(&suite.input).arg("--outputdir").arg(&self.output);
@@ -145,6 +159,15 @@ impl Stage {
         ensure!(code < 2, "pg_regress could not run the tests: {status}");
         keep(&self.output.join("results"), &results.join(self.way.name()))
     }
+}
+
+/// A script for pg_regress, which names the test in a variable. No word of it has a blank or a quote.
+fn launcher(run: &str, only: &[String]) -> String {
+    format!(
+        "case ' {} ' in\n*\" ${{PGAPPNAME#pg_regress/}} \"*) exec {run} \"$@\";;\n*) exec setpriv {} \"$@\";;\nesac\n",
+        only.join(" "),
+        AS_USER.join(" ")
+    )
 }
 
 /// Copies the tests' outputs, and nothing else that the suite wrote there.
