@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
@@ -73,7 +73,7 @@ pub(super) fn connection(config: &Path, verb: ConnectionVerb) -> Result<ExitCode
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn daemon_runs(socket: &PathBuf) -> Result<bool> {
+fn daemon_runs(socket: &Path) -> Result<bool> {
     match Client::connect(socket) {
         Ok(_) => Ok(true),
         Err(ClientError::NotRunning { .. }) => Ok(false),
