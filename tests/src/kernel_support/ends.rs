@@ -1,8 +1,8 @@
 //! What a connect may reach: the server itself, or Weir's listener.
 
 use std::{
-    io::Write as _,
-    net::{SocketAddr, TcpListener},
+    io::{self, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -40,6 +40,9 @@ impl Server {
                 counter.fetch_add(1, Ordering::SeqCst);
                 // Whoever connected may be gone by now.
                 let _ = stream.write_all(b"\"Server\"\n");
+                let _ = stream.shutdown(Shutdown::Write);
+                // A socket that is closed over what it has not read is reset, and its answer lost.
+                thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
             }
         });
         Ok(Self { listener, reached })

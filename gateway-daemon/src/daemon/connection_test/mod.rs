@@ -187,7 +187,7 @@ impl Steps {
                 Some(addresses)
             }
             Err(error) => {
-                let mend = "mend the connection's `host`, or this host's resolver (/etc/resolv.conf, /etc/hosts)";
+                let mend = "mend `host` of the connection, or the host's resolver (/etc/resolv.conf, /etc/hosts)";
                 self.failed("resolve", format!("{host} leads to no address: {error}"), mend);
                 None
             }
