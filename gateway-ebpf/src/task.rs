@@ -21,13 +21,14 @@ struct Ancestors {
     agent: u64,
     daemon: bool,
     allowed: bool,
+    fenced: bool,
     too_deep: bool,
 }
 
 /// Looks up the task's cgroup and all above it. The deepest enrolled one counts.
 #[inline(always)]
 fn ancestors() -> Ancestors {
-    let mut found = Ancestors { agent: 0, daemon: false, allowed: false, too_deep: false };
+    let mut found = Ancestors { agent: 0, daemon: false, allowed: false, fenced: false, too_deep: false };
     let mut level = 0;
     while level <= DEEPEST_CGROUP {
         // SAFETY: a helper without pointers.
@@ -40,6 +41,7 @@ fn ancestors() -> Ancestors {
             Some(CgroupKind::Agent) => found.agent = id,
             Some(CgroupKind::Daemon) => found.daemon = true,
             Some(CgroupKind::Allowed) => found.allowed = true,
+            Some(CgroupKind::Fence) => found.fenced = true,
             None => {}
         }
         level += 1;
@@ -49,8 +51,8 @@ fn ancestors() -> Ancestors {
     found
 }
 
-/// Judges the calling task. An agent's cgroup counts before everything: allowing a uid or a cgroup around it never
-/// takes an agent out.
+/// Judges the calling task. An agent's cgroup counts before everything, then a fence: allowing a uid or a cgroup around them
+/// never takes anyone out.
 #[inline(always)]
 pub fn standing() -> Standing {
     let found = ancestors();
@@ -59,6 +61,9 @@ pub fn standing() -> Standing {
     }
     if found.agent != 0 {
         return Standing::Agent(found.agent);
+    }
+    if found.fenced {
+        return Standing::Refused(Reason::Outside);
     }
     if found.daemon || found.allowed {
         return Standing::Free;

@@ -23,6 +23,7 @@ mod manual;
 mod policies;
 mod policy_tests;
 mod records;
+mod unit;
 
 /// Weir identifies AI agents, decides every statement that they send to a database, and records what they get.
 #[derive(Debug, Parser)]
@@ -82,7 +83,7 @@ Examples:
 
 Exit status: 0 when all is well, 1 when a check failed or could not be made.")]
     Doctor(JsonArgs),
-    /// List agents, freeze and thaw them, renew their tokens.
+    /// List agents, freeze and thaw them, renew their tokens; make what runs already, or a service, an agent.
     #[command(
         subcommand,
         after_help = "\

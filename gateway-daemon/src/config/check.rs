@@ -10,8 +10,8 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Limits, Protect, Store,
-    UpstreamTls, raw,
+    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Limits, Protect, RunsAs,
+    Store, UidPool, UpstreamTls, raw,
 };
 
 /// The algorithms that a token may be signed with: asymmetric ones alone.
@@ -123,6 +123,7 @@ impl Checker<'_> {
         Daemon {
             state_dir: self.absolute(&place, "state_dir", raw.state_dir, "/var/lib/weir"),
             runtime_dir: self.absolute(&place, "runtime_dir", raw.runtime_dir, "/run/weir"),
+            homes: self.absolute(&place, "homes", raw.homes, "/var/lib/weir-homes"),
             scope,
             cgroup,
             pins: self.absolute(&place, "pins", raw.pins, "/sys/fs/bpf/weir"),
@@ -216,20 +217,45 @@ impl Checker<'_> {
         let place = self.place("agent", &raw.get_ref().name, &raw);
         let raw = raw.into_inner();
         self.name(&place, &raw.name);
-        if raw.user == "root" || raw.user == "0" {
-            self.fault(&place, "user", "an agent must not run as root; make a user of its own (useradd -r)");
-        }
+        let runs_as = self.runs_as(&place, raw.user, raw.uid_pool.as_deref());
         if !self.issuers.contains(&raw.issuer) {
             let shown = raw.issuer.escape_debug();
             self.fault(&place, "issuer", format!("there is no [[issuer]] with the name `{shown}`"));
         }
         Agent {
             name: raw.name,
-            user: raw.user,
+            // With a fault, nobody sees it.
+            runs_as: runs_as.unwrap_or_else(|| RunsAs::User(String::new())),
             issuer: raw.issuer,
             subject: raw.subject,
             starters: raw.starters,
             token_file: raw.token_file,
+        }
+    }
+
+    fn runs_as(&mut self, place: &Place, user: Option<String>, pool: Option<&str>) -> Option<RunsAs> {
+        match (user, pool) {
+            (Some(user), None) => {
+                if user == "root" || user == "0" {
+                    self.fault(place, "user", "an agent must not run as root; make a user of its own (useradd -r)");
+                }
+                Some(RunsAs::User(user))
+            }
+            (None, Some(pool)) => match pool.parse() {
+                Ok(pool) => Some(RunsAs::Pool(pool)),
+                Err(fault) => {
+                    self.fault(place, "uid_pool", fault);
+                    None
+                }
+            },
+            (Some(_), Some(_)) => {
+                self.fault(place, "uid_pool", "stands beside `user`; name one: a user for all runs, or a uid for each");
+                None
+            }
+            (None, None) => {
+                self.fault(place, "user", "is missing; name a user of the agent's own, or a `uid_pool`");
+                None
+            }
         }
     }
 
@@ -376,6 +402,7 @@ impl Checker<'_> {
         twice("issuer", config.issuers.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
         twice("agent", config.agents.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
         twice("connection", config.connections.iter().map(|x| x.name.as_str()).collect(), &mut self.faults);
+        self.pools(config);
         let mut servers = HashSet::new();
         for connection in &config.connections {
             if !servers.insert((connection.host.to_ascii_lowercase(), connection.port)) {
@@ -385,6 +412,33 @@ impl Checker<'_> {
                     "host",
                     "another connection has the same host and port; which is meant cannot be told",
                 );
+            }
+        }
+    }
+
+    /// A uid of a pool is one agent's, and nobody who is let through.
+    fn pools(&mut self, config: &Config) {
+        let pools: Vec<(&str, &UidPool)> = config
+            .agents
+            .iter()
+            .filter_map(|agent| match &agent.runs_as {
+                RunsAs::Pool(pool) => Some((agent.name.as_str(), pool)),
+                RunsAs::User(_) => None,
+            })
+            .collect();
+        for (index, (name, pool)) in pools.iter().enumerate() {
+            let place = Place::section(&format!("agent \"{}\"", name.escape_debug()));
+            if let Some((other, _)) = pools.iter().take(index).find(|(_, other)| pool.overlaps(&other.range())) {
+                let message =
+                    format!("has uids that agent \"{}\" has as well; give each its own", other.escape_debug());
+                self.fault(&place, "uid_pool", message);
+            }
+            for allow in &config.allow {
+                if let Allowed::Uid(uid) = allow.who
+                    && pool.range().contains(&uid)
+                {
+                    self.fault(&place, "uid_pool", format!("has uid {uid}, which [[allow]] lets through; take others"));
+                }
             }
         }
     }

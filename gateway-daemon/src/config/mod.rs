@@ -9,6 +9,7 @@ use std::{
 mod check;
 mod error;
 mod network;
+mod pool;
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod tests;
 pub(crate) use check::lies_below;
 pub use error::{ConfigError, Fault};
 pub use network::Network;
+pub use pool::UidPool;
 
 use crate::secret::SecretRef;
 
@@ -52,6 +54,8 @@ pub struct Daemon {
     pub state_dir: PathBuf,
     /// The control socket and what agents are shown.
     pub runtime_dir: PathBuf,
+    /// The folder of the home folders of runs that have a uid of a pool.
+    pub homes: PathBuf,
     /// The cgroup at which programs are attached, `/` for the root.
     pub scope: String,
     /// The cgroup below which Weir makes its own.
@@ -128,8 +132,8 @@ pub struct Issuer {
 pub struct Agent {
     /// The agent's name.
     pub name: String,
-    /// The Unix user that its processes run as.
-    pub user: String,
+    /// What its processes run as.
+    pub runs_as: RunsAs,
     /// The name of its issuer.
     pub issuer: String,
     /// The only subject accepted, where one is given.
@@ -138,6 +142,24 @@ pub struct Agent {
     pub starters: Vec<String>,
     /// The token, unless `weir run` names another.
     pub token_file: Option<PathBuf>,
+}
+
+/// The Unix accounts of an agent's processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunsAs {
+    /// This user, for all runs.
+    User(String),
+    /// A uid of its own for each run.
+    Pool(UidPool),
+}
+
+impl std::fmt::Display for RunsAs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(name) => write!(f, "user `{name}`"),
+            Self::Pool(pool) => write!(f, "uid pool {pool}"),
+        }
+    }
 }
 
 /// `[[connection]]`

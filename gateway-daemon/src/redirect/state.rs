@@ -126,7 +126,7 @@ impl State {
 
     /// Makes a cgroup an agent's.
     pub(super) fn enrol(&mut self, cgroup: CgroupId) -> Result<(), RedirectError> {
-        if let Some(kind @ (CgroupKind::Daemon | CgroupKind::Allowed)) = self.kind(cgroup)? {
+        if let Some(kind @ (CgroupKind::Daemon | CgroupKind::Allowed | CgroupKind::Fence)) = self.kind(cgroup)? {
             return Err(RedirectError::CgroupTaken { cgroup, kind });
         }
         self.insert_cgroup(cgroup, CgroupKind::Agent)
