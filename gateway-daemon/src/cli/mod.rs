@@ -83,7 +83,7 @@ Examples:
 
 Exit status: 0 when all is well, 1 when a check failed or could not be made.")]
     Doctor(JsonArgs),
-    /// List agents, freeze and thaw them, renew their tokens; make what runs already, or a service, an agent.
+    /// List agents, freeze and thaw them, renew their tokens; assign what runs already.
     #[command(
         subcommand,
         after_help = "\
