@@ -2,7 +2,8 @@
 //!
 //! A connection is the tree's when one of its processes holds it, and also when its user made it: it may be on its way from one
 //! process to another. The tables are a network namespace's own, so all of the tree's are gone through. Afterwards what the
-//! processes hold must lead nowhere protected any more; a connection of a namespace that nobody is in is told there.
+//! processes hold must lead nowhere protected any more; a connection of a namespace that nobody is in is told there. Where a
+//! connection leads the tables say: getpeername(2) shows the address that was asked for, of one that Weir serves as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -60,11 +61,15 @@ pub(super) fn destroy(processes: &BTreeSet<Process>, rules: &Rules<'_>) -> io::R
     }
     let mut destroyed = 0_usize;
     let mut failed = Vec::new();
+    let mut elsewhere = HashSet::new();
     for namespace in namespaces.values() {
         let tables = Tables::of(namespace)?;
         for entry in tables.all()? {
-            let its = entry.uid == rules.uid || inodes.contains(&u64::from(entry.inode));
-            if !its || !(rules.protected)(entry.target) {
+            if !(rules.protected)(entry.target) {
+                elsewhere.insert(u64::from(entry.inode));
+                continue;
+            }
+            if entry.uid != rules.uid && !inodes.contains(&u64::from(entry.inode)) {
                 continue;
             }
             match tables.destroy(&entry) {
@@ -73,18 +78,22 @@ pub(super) fn destroy(processes: &BTreeSet<Process>, rules: &Rules<'_>) -> io::R
             }
         }
     }
-    Ok((destroyed, left(processes, rules, &failed)?))
+    Ok((destroyed, left(processes, rules, &failed, &elsewhere)?))
 }
 
-/// The connections to protected targets that are still held.
+/// The connections to protected targets that are still held; those of `elsewhere` lead to where nothing is protected.
 fn left(
     processes: &BTreeSet<Process>,
     rules: &Rules<'_>,
     failed: &[(SocketAddr, io::Error)],
+    elsewhere: &HashSet<u64>,
 ) -> io::Result<Vec<Fault>> {
     let mut faults = Vec::new();
     for process in processes {
         for descriptor in held::descriptors(process)?.values() {
+            if held::inode(descriptor).is_some_and(|inode| elsewhere.contains(&inode)) {
+                continue;
+            }
             let Some(target) = peer(descriptor).filter(|target| (rules.protected)(*target)) else { continue };
             let reason = failed.iter().find(|(failed, _)| *failed == target);
             let reason = reason.map_or_else(
