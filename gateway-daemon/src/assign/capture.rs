@@ -168,6 +168,12 @@ impl<'a> Captured<'a> {
 
     fn move_in(&mut self, process: Process, cgroup: &str) -> Result<(), CaptureError> {
         let Some(before) = process.cgroup() else { return Ok(()) };
+        if lies_in(&before, cgroup) {
+            // Born of one that was moved and did not stand still yet; it would go back where the first of them was.
+            let first = self.moved.values().next().cloned().unwrap_or_else(|| "/".to_owned());
+            self.moved.insert(process, first);
+            return Ok(());
+        }
         if lies_in(&before, self.own) {
             return Err(CaptureError::Taken { pid: process.pid, cgroup: before });
         }
