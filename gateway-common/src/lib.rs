@@ -309,6 +309,8 @@ wire_enum! {
         Daemon = 2,
         /// Allowed by configuration.
         Allowed = 3,
+        /// Below it nobody passes but who lies in an agent's.
+        Fence = 4,
     }
 }
 

@@ -11,6 +11,8 @@ pub mod identity;
 
 pub mod launch;
 
+pub mod assign;
+
 pub mod limits;
 
 pub mod protocol;

@@ -21,6 +21,7 @@ struct Ancestors {
     agent: u64,
     daemon: bool,
     allowed: bool,
+    fenced: bool,
     too_deep: bool,
 }
 
@@ -35,7 +36,7 @@ fn ancestors() -> Ancestors {
 /// The deepest enrolled one counts.
 #[inline(always)]
 fn ancestors_by(id_at: impl Fn(i32) -> u64) -> Ancestors {
-    let mut found = Ancestors { agent: 0, daemon: false, allowed: false, too_deep: false };
+    let mut found = Ancestors { agent: 0, daemon: false, allowed: false, fenced: false, too_deep: false };
     let mut level = 0;
     while level <= DEEPEST_CGROUP {
         let id = id_at(level as i32);
@@ -47,6 +48,7 @@ fn ancestors_by(id_at: impl Fn(i32) -> u64) -> Ancestors {
             Some(CgroupKind::Agent) => found.agent = id,
             Some(CgroupKind::Daemon) => found.daemon = true,
             Some(CgroupKind::Allowed) => found.allowed = true,
+            Some(CgroupKind::Fence) => found.fenced = true,
             None => {}
         }
         level += 1;
@@ -55,8 +57,8 @@ fn ancestors_by(id_at: impl Fn(i32) -> u64) -> Ancestors {
     found
 }
 
-/// Judges the calling task. An agent's cgroup counts before everything: allowing a uid or a cgroup around it never
-/// takes an agent out.
+/// Judges the calling task. An agent's cgroup counts before everything, then a fence: allowing a uid or a cgroup around them
+/// never takes anyone out.
 #[inline(always)]
 pub fn standing() -> Standing {
     let found = ancestors();
@@ -65,6 +67,9 @@ pub fn standing() -> Standing {
     }
     if found.agent != 0 {
         return Standing::Agent(found.agent);
+    }
+    if found.fenced {
+        return Standing::Refused(Reason::Outside);
     }
     if found.daemon || found.allowed {
         return Standing::Free;

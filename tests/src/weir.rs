@@ -39,7 +39,7 @@ pub struct Setup {
 #[derive(Debug)]
 struct Enrolled {
     person: Person,
-    user: UnixUser,
+    user: Option<UnixUser>,
     token_file: PathBuf,
 }
 
@@ -83,11 +83,36 @@ impl Setup {
 
     /// Declares an agent with somebody of the provider's behind it, and a Unix user.
     pub fn agent(&mut self, name: &str, groups: &[&str]) -> Result<()> {
-        let (person, user) = (Person::enrol(name, groups)?, UnixUser::claim()?);
+        let user = UnixUser::claim()?;
+        let agent = Table::from_iter([("user".into(), user.name.clone().into())]);
+        self.enrol(name, groups, agent, Some(user))
+    }
+
+    /// Declares an agent whose runs have uids of `pool`, and homes of their own below [`Setup::homes`].
+    pub fn pool_agent(&mut self, name: &str, groups: &[&str], pool: &str) -> Result<()> {
+        self.set("daemon.homes", text(&self.homes())?)?;
+        self.enrol(name, groups, Table::from_iter([("uid_pool".into(), pool.into())]), None)
+    }
+
+    /// The folder of the homes of runs with a pool's uid.
+    pub fn homes(&self) -> PathBuf {
+        self.folder.path().join("homes")
+    }
+
+    /// Puts the token of an agent into the configuration, as a service needs it.
+    pub fn configure_token(&mut self, name: &str) -> Result<()> {
+        let file = text(&self.agents.get(name).context("no such agent")?.token_file)?;
+        let agents = self.config.get_mut("agent").and_then(Value::as_array_mut).context("no agents")?;
+        let own = |agent: &&mut Table| agent.get("name").and_then(Value::as_str) == Some(name);
+        let agent = agents.iter_mut().filter_map(Value::as_table_mut).find(own).context("no such agent")?;
+        agent.insert("token_file".into(), file);
+        Ok(())
+    }
+
+    fn enrol(&mut self, name: &str, groups: &[&str], mut agent: Table, user: Option<UnixUser>) -> Result<()> {
+        let person = Person::enrol(name, groups)?;
         let token_file = self.folder.path().join(format!("{name}.token"));
-        let mut agent = Table::new();
         agent.insert("name".into(), name.into());
-        agent.insert("user".into(), user.name.clone().into());
         agent.insert("issuer".into(), ISSUER.into());
         self.push("agent", agent)?;
         let enrolled = Enrolled { person, user, token_file };
@@ -330,9 +355,14 @@ impl Agent<'_> {
         &self.enrolled.person
     }
 
-    /// The Unix user that its processes have.
+    /// The Unix user that its processes have; none's name for an agent with a pool.
     pub fn user(&self) -> &str {
-        &self.enrolled.user.name
+        self.enrolled.user.as_ref().map_or("", |user| &user.name)
+    }
+
+    /// Its token.
+    pub fn token_file(&self) -> &Path {
+        &self.enrolled.token_file
     }
 
     /// Puts another token into its token file.

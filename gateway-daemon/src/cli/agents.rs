@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::{ask_row, ask_rows, connect, plain, print_json, print_text, refused};
+use super::{ask_row, ask_rows, connect, plain, print_json, print_text, refused, unit};
 use crate::{
     control::{Reply, Request},
     show::{Align, Table, line},
@@ -57,6 +57,33 @@ Examples:
         #[arg(long, value_name = "FILE")]
         token_file: PathBuf,
     },
+    /// Make a process that runs already, and all that it started, an agent's. Root only.
+    #[command(after_help = "\
+Examples:
+  weir agent assign claude --pid 4711 --token-file ./token
+  weir agent assign claude --pid \"$(pgrep -o -u agent-claude node)\"
+
+Each process must run as the agent's user, with no_new_privs, without capabilities, outside of the groups of container \
+runtimes, and hold nothing that reaches around Weir; else all that is wrong is told, and nothing is changed. Connections \
+to protected targets that it has already are destroyed.")]
+    Assign {
+        /// The agent's name.
+        name: String,
+        /// The process.
+        #[arg(long)]
+        pid: u32,
+        /// The agent's token, watched for a newer one [default: the agent's `token_file` in the configuration].
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// Print the drop-in that makes a systemd service an agent.
+    #[command(after_help = "\
+Examples:
+  weir agent unit claude > /etc/systemd/system/claude.service.d/weir.conf")]
+    Unit {
+        /// The agent's name.
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,17 +123,31 @@ pub(super) fn agent(config: &Path, verb: AgentVerb) -> Result<ExitCode> {
         AgentVerb::Freeze { name } => print_text(config, &Request::AgentFreeze { agent: name }),
         AgentVerb::Thaw { name } => print_text(config, &Request::AgentThaw { agent: name }),
         AgentVerb::Refresh { name, token_file } => {
-            let file = File::open(&token_file)
-                .with_context(|| format!("cannot open the token file `{}`", token_file.display()))?;
-            let request = Request::AgentRefresh { agent: name };
-            match connect(config)?.request(&request, &[file.as_fd()])? {
-                Reply::Text { text } => {
-                    writeln!(io::stdout().lock(), "{}", line(&text, 1000))?;
-                    Ok(ExitCode::SUCCESS)
-                }
-                reply => Err(refused(reply)),
-            }
+            let file = open(&token_file)?;
+            print_answer(config, &Request::AgentRefresh { agent: name }, &[file.as_fd()])
         }
+        AgentVerb::Assign { name, pid, token_file } => {
+            let file = token_file.as_deref().map(open).transpose()?;
+            let token_file = token_file.map(std::path::absolute).transpose()?;
+            let descriptors: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+            print_answer(config, &Request::AgentAssign { agent: name, pid, token_file }, &descriptors)
+        }
+        AgentVerb::Unit { name } => unit::unit(config, &name),
+    }
+}
+
+fn open(token_file: &Path) -> Result<File> {
+    File::open(token_file).with_context(|| format!("cannot open the token file `{}`", token_file.display()))
+}
+
+/// Asks with descriptors for a line, and shows it.
+fn print_answer(config: &Path, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<ExitCode> {
+    match connect(config)?.request(request, descriptors)? {
+        Reply::Text { text } => {
+            writeln!(io::stdout().lock(), "{}", line(&text, 1000))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        reply => Err(refused(reply)),
     }
 }
 

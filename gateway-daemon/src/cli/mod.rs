@@ -26,6 +26,7 @@ mod policies;
 mod policy_tests;
 mod records;
 mod suggest;
+mod unit;
 
 /// Weir identifies AI agents, decides every statement that they send to a database, and records what they get.
 #[derive(Debug, Parser)]
@@ -97,7 +98,7 @@ Examples:
 
 Exit status: 0 when all is well, 1 when a check failed or could not be made.")]
     Doctor(DoctorArgs),
-    /// List agents, freeze and thaw them, renew their tokens.
+    /// List agents, freeze and thaw them, renew their tokens; assign what runs already.
     #[command(
         subcommand,
         after_help = "\

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    Config,
+    Config, RunsAs,
     check::{Checker, Place},
     error::Fault,
 };
@@ -14,6 +14,7 @@ impl Checker<'_> {
             self.names_once(kind);
         }
         self.users_once(config);
+        self.pools(config);
         self.servers_once(config);
         self.listeners_port(config);
     }
@@ -33,8 +34,12 @@ impl Checker<'_> {
 
     fn users_once(&mut self, config: &Config) {
         let mut users = HashMap::new();
-        for agent in config.agents.iter().filter(|agent| !agent.user.is_empty()) {
-            if let Some(other) = users.insert(&agent.user, &agent.name).filter(|other| **other != agent.name) {
+        for agent in &config.agents {
+            let RunsAs::User(user) = &agent.runs_as else { continue };
+            if user.is_empty() {
+                continue;
+            }
+            if let Some(other) = users.insert(user, &agent.name).filter(|other| **other != agent.name) {
                 let message = format!(
                     "is the user of agent `{}` too, so each could read and end the other's processes; make one for each",
                     other.escape_debug()

@@ -9,7 +9,7 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Mode, Protect, Store,
+    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Mode, Protect, RunsAs, Store,
     UpstreamTls, raw,
     tree::{Misfit, Tree, line_of},
     words::nearest,
@@ -121,6 +121,7 @@ impl Checker<'_> {
         Daemon {
             state_dir: self.absolute(&place, "state_dir", raw.state_dir, "/var/lib/weir"),
             runtime_dir: self.absolute(&place, "runtime_dir", raw.runtime_dir, "/run/weir"),
+            homes: self.absolute(&place, "homes", raw.homes, "/var/lib/weir-homes"),
             scope,
             cgroup,
             pins: self.absolute(&place, "pins", raw.pins, "/sys/fs/bpf/weir"),
@@ -222,10 +223,7 @@ impl Checker<'_> {
         let place = self.place("agent", &raw.get_ref().name, &raw);
         let raw = raw.into_inner();
         self.name(&place, &raw.name);
-        if raw.user == "root" || raw.user == "0" {
-            self.fault(&place, "user", "an agent must not run as root; make a user of its own (useradd -r)");
-        }
-        self.not_empty(&place, "user", &raw.user, "name the Unix user that it runs as");
+        let runs_as = self.runs_as(&place, raw.user, raw.uid_pool.as_deref());
         self.file(&place, "token_file", raw.token_file.as_deref());
         let issuers = self.tree.names("issuer");
         if issuers.iter().all(|(name, _)| *name != raw.issuer) {
@@ -244,7 +242,8 @@ impl Checker<'_> {
             egress,
             limits,
             name: raw.name,
-            user: raw.user,
+            // With a fault, nobody sees it.
+            runs_as: runs_as.unwrap_or_else(|| RunsAs::User(String::new())),
             issuer: raw.issuer,
             subject: raw.subject,
             starters: raw.starters,
@@ -423,7 +422,7 @@ impl Checker<'_> {
         }
     }
 
-    fn not_empty(&mut self, place: &Place, key: &str, value: &str, mend: &str) {
+    pub(super) fn not_empty(&mut self, place: &Place, key: &str, value: &str, mend: &str) {
         if value.is_empty() {
             self.fault(place, key, format!("is empty; {mend}"));
         }

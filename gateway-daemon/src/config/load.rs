@@ -11,7 +11,7 @@ use std::{
 
 use nix::unistd::{Uid, User};
 
-use super::{Config, ConfigError, error::Fault};
+use super::{Config, ConfigError, RunsAs, error::Fault};
 use crate::policy::{Sticky, open_to_others};
 
 /// The longest configuration that is read, in bytes.
@@ -57,8 +57,10 @@ impl Config {
     fn check_users(&self, faults: &mut Vec<Fault>) {
         let mut of_uid: HashMap<Uid, &str> = HashMap::new();
         for agent in &self.agents {
-            let user = agent.user.escape_debug();
-            let message = match User::from_name(&agent.user) {
+            // What a pool has is looked at where it is used: that takes a look at every uid.
+            let RunsAs::User(name) = &agent.runs_as else { continue };
+            let user = name.escape_debug();
+            let message = match User::from_name(name) {
                 Ok(Some(found)) if found.uid.is_root() => {
                     format!("`{user}` is root by another name (uid 0); make a user of its own (useradd -r)")
                 }

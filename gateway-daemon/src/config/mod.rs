@@ -15,6 +15,7 @@ mod host;
 mod limits;
 mod load;
 mod network;
+mod pool;
 mod raw;
 mod servers;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use egress::{Egress, EgressAllow, EgressMode, Reach};
 pub use error::{ConfigError, Fault};
 pub use host::Host;
 pub use network::Network;
+pub use pool::UidPool;
 
 pub use crate::protocol::postgres::upstream::SessionAttributes;
 
@@ -67,6 +69,8 @@ pub struct Daemon {
     pub state_dir: PathBuf,
     /// The control socket and what agents are shown.
     pub runtime_dir: PathBuf,
+    /// The folder of the home folders of runs that have a uid of a pool.
+    pub homes: PathBuf,
     /// The cgroup at which programs are attached, `/` for the root.
     pub scope: String,
     /// The cgroup below which Weir makes its own.
@@ -143,8 +147,8 @@ pub struct Issuer {
 pub struct Agent {
     /// The agent's name.
     pub name: String,
-    /// The Unix user that its processes run as.
-    pub user: String,
+    /// What its processes run as.
+    pub runs_as: RunsAs,
     /// The name of its issuer.
     pub issuer: String,
     /// The only subject accepted, where one is given.
@@ -157,6 +161,24 @@ pub struct Agent {
     pub egress: Egress,
     /// What it may use up.
     pub limits: AgentLimits,
+}
+
+/// The Unix accounts of an agent's processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunsAs {
+    /// This user, for all runs.
+    User(String),
+    /// A uid of its own for each run.
+    Pool(UidPool),
+}
+
+impl std::fmt::Display for RunsAs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(name) => write!(f, "user `{name}`"),
+            Self::Pool(pool) => write!(f, "uid pool {pool}"),
+        }
+    }
 }
 
 /// `[[connection]]`

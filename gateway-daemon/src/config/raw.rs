@@ -34,6 +34,7 @@ pub(super) struct Root {
 pub(super) struct Daemon {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) homes: Option<PathBuf>,
     pub(super) scope: Option<String>,
     pub(super) cgroup: Option<String>,
     pub(super) pins: Option<PathBuf>,
@@ -78,7 +79,8 @@ pub(super) struct Issuer {
 #[serde(deny_unknown_fields)]
 pub(super) struct Agent {
     pub(super) name: String,
-    pub(super) user: String,
+    pub(super) user: Option<String>,
+    pub(super) uid_pool: Option<String>,
     pub(super) issuer: String,
     pub(super) subject: Option<String>,
     #[serde(default)]

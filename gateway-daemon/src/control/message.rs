@@ -56,6 +56,16 @@ pub enum Request {
         /// The agent.
         agent: String,
     },
+    /// Make a process tree that runs already an agent's; comes with the opened token file, when one is named. Root only.
+    /// Answered by [`Reply::Text`].
+    AgentAssign {
+        /// The agent.
+        agent: String,
+        /// The process that the tree begins with, in the daemon's pid namespace.
+        pid: u32,
+        /// Where the token lies; the configuration's without.
+        token_file: Option<PathBuf>,
+    },
     /// Show the host CA. Answered by [`Reply::Row`].
     CaShow,
     /// Make a new host CA. Root only. Answered by [`Reply::Row`].

@@ -40,6 +40,8 @@ use crate::{
     },
 };
 
+mod accounts;
+mod assigns;
 pub(crate) mod connection_test;
 mod egress;
 mod often;
@@ -47,14 +49,19 @@ mod parts;
 mod refusals;
 mod runs;
 mod servers;
+mod slices;
 mod sockets;
 mod targets;
 mod verbs;
 mod workers;
 
+pub(crate) use accounts::pool_fault;
 pub(crate) use egress::{allowed as egress_allowed, resolvers_now, unseen_of_closed};
 pub use parts::StartError;
-pub(crate) use sockets::{may_user_connect as may_connect, open_to_agents as sockets_open_to_agents};
+pub(crate) use slices::unit_name as slice_unit_name;
+pub(crate) use sockets::{
+    RUNTIME_SOCKETS, covered as covered_paths, may_connect, open_to_agents as sockets_open_to_agents,
+};
 pub(crate) use targets::{own_addresses, protected_by};
 use workers::Workers;
 
@@ -110,6 +117,7 @@ struct Weir {
     targets: Vec<Arc<Target>>,
     front: Arc<Front>,
     launcher: Launcher,
+    slices: slices::Slices,
     often: often::Often,
     /// Runs outlive an orderly stop: the next daemon finds them.
     stopping: AtomicBool,
@@ -151,6 +159,7 @@ async fn serve(
     tokio::spawn(watch_sockets(weir.clone()));
     tokio::spawn(often::record(weir.clone()));
     runs::adopt(&weir);
+    tokio::spawn(slices::keep(weir.clone()));
     tokio::spawn(verbs::serve(weir.clone(), control));
     let accepting = tokio::spawn(accept(weir.clone(), listener, workers));
     weir.record_admin(
@@ -243,7 +252,19 @@ impl Weir {
         let meant = redirect::connection_of(&self.protected.load(), accepted.origin);
         let index = meant.filter(|&index| index == accepted.connection).and_then(|index| usize::try_from(index).ok());
         let target = index.and_then(|index| self.targets.get(index)).cloned();
-        let run = self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get()));
+        let run = match slices::run_of(&self, accepted.cgroup, accepted.uid).await {
+            Some(Ok(run)) => Some(run),
+            Some(Err(why)) => {
+                tracing::warn!(
+                    cgroup = accepted.cgroup.get(),
+                    pid = accepted.pid,
+                    "refused in an agent's slice: {why}"
+                );
+                let answer = ErrorAnswer::fatal(NO_IDENTITY, format!("Weir refuses what runs in this slice: {why}"));
+                return self.refuse(accepted, &answer).await;
+            }
+            None => self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get())),
+        };
         // Whoever has mended the server's sockets need not wait for the next look.
         if target.as_ref().is_some_and(|target| target.withheld.load().is_some()) {
             tokio::task::block_in_place(|| self.judge_sockets());
@@ -396,8 +417,13 @@ impl Weir {
         {
             tracing::error!(%error, "the kernel keeps a run's cgroup");
         }
-        let id = run.id;
-        if let Err(error) = self.change_registry(move |registry| registry.release(id)).await {
+        let (id, homes) = (run.id, self.config.daemon.homes.clone());
+        let released = self.change_registry(move |registry| {
+            // Before the uid is free: what is in there is that uid's.
+            accounts::remove_home(&homes, id);
+            registry.release(id)
+        });
+        if let Err(error) = released.await {
             tracing::error!(%error, "a run's uid stays taken");
         }
     }

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::{
-    config::Guard,
+    config::{Guard, RunsAs},
     control::BindError,
     identity::{
         issuer::{IssuerSettings, SettingsError},
@@ -22,7 +22,7 @@ use crate::{
         upstream::{ClientCertificate, TlsSettingsError},
     },
     record::StoreSettings,
-    redirect::{Protected, RedirectSettings, UidRange},
+    redirect::{Protected, RedirectSettings},
     secret::SecretRef,
     sql::{CacheLimits, ReadLimits, ReadingCache},
 };
@@ -84,13 +84,24 @@ pub enum StartError {
         failures: String,
     },
     /// An agent's user does not exist.
-    #[error("agent `{agent}`: the user `{user}` does not exist; make it with `useradd -r {user}`")]
+    #[error("agent `{agent}`: the {user} does not exist; make it with `useradd -r`")]
     NoUser {
         /// The agent.
         agent: String,
         /// Its user.
         user: String,
     },
+    /// An agent's pool has uids that are somebody's.
+    #[error("agent `{agent}`: `uid_pool`: {fault}")]
+    Pool {
+        /// The agent.
+        agent: String,
+        /// What is wrong.
+        fault: String,
+    },
+    /// The slices of agents that a service manager starts.
+    #[error("an agent's slice cannot be kept: {0}")]
+    Slice(#[from] slices::SliceError),
     /// The system gives no random bytes.
     #[error("the system gives no random bytes")]
     Random,
@@ -146,7 +157,11 @@ pub(super) async fn assemble(
     let kernel = Arc::new(start_kernel(&config, &cgroups, own, &protected, &registry)?);
     // What an earlier daemon protected may carry the index of another connection: gone before anyone is listened to.
     kernel.set_protected(&protected)?;
-    forget_ended_runs(&cgroups, &kernel)?;
+    let slices = slices::Slices::of(&config);
+    forget_ended_runs(&cgroups, &kernel, &slices)?;
+    slices.prepare(&cgroups, &kernel, &config)?;
+    let known = registry.list().iter().chain(&registry.ended()).map(|run| run.id).collect();
+    accounts::sweep_homes(&config, &known);
     let targets = config.connections.iter().map(servers::target).collect::<Result<Vec<_>, _>>()?;
     let sessions = Sessions::new(config.limits.connections);
     let front = Arc::new(Front {
@@ -179,6 +194,7 @@ pub(super) async fn assemble(
         targets,
         front,
         launcher,
+        slices,
         often: often::Often::default(),
         stopping: AtomicBool::new(false),
     };
@@ -349,11 +365,13 @@ fn start_kernel(
 ) -> Result<Kernel, StartError> {
     let mut agent_uids = Vec::new();
     for agent in &config.agents {
-        let user = nix::unistd::User::from_name(&agent.user).ok().flatten();
-        let no_user = || StartError::NoUser { agent: agent.name.clone(), user: agent.user.clone() };
-        let user = user.ok_or_else(no_user)?;
-        agent_uids.push(UidRange { first: user.uid.as_raw(), last: user.uid.as_raw() });
-        agent_uids.extend(subordinate(&user.name, user.uid.as_raw()));
+        if let RunsAs::Pool(pool) = &agent.runs_as
+            && let Some(fault) = accounts::pool_fault(pool)
+        {
+            return Err(StartError::Pool { agent: agent.name.clone(), fault });
+        }
+        let no_user = || StartError::NoUser { agent: agent.name.clone(), user: agent.runs_as.to_string() };
+        agent_uids.extend(accounts::uids(agent).ok_or_else(no_user)?);
     }
     let allowed_uids: Vec<u32> = config
         .allow
@@ -390,25 +408,11 @@ fn start_kernel(
     })?)
 }
 
-/// Subordinate uids of a user, as /etc/subuid has them: what the kernel sees of its processes in user namespaces.
-fn subordinate(name: &str, uid: u32) -> Vec<UidRange> {
-    let Ok(text) = fs::read_to_string("/etc/subuid") else { return Vec::new() };
-    let number = uid.to_string();
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            let owner = fields.next()?;
-            let (first, count) = (fields.next()?.parse::<u32>().ok()?, fields.next()?.parse::<u32>().ok()?);
-            let last = first.checked_add(count.checked_sub(1)?)?;
-            (owner == name || owner == number).then_some(UidRange { first, last })
-        })
-        .collect()
-}
-
 /// Forgets cgroups of runs whose processes are gone. Those that live stay agents, without an identity.
-fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel) -> Result<(), StartError> {
+fn forget_ended_runs(cgroups: &CgroupRoot, kernel: &Kernel, slices: &slices::Slices) -> Result<(), StartError> {
     for id in kernel.enrolled()? {
         match cgroups.path_of(id) {
+            Ok(Some(path)) if slices.is_own(&path) => {}
             Ok(Some(path)) if !cgroups.remove_if_empty(&path) => {}
             Ok(Some(_) | None) => kernel.unenrol(id)?,
             // It may live: then it must stay an agent's.

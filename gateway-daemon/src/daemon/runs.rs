@@ -11,15 +11,21 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::unistd::{Uid, User};
 use secrecy::{SecretString, zeroize::Zeroizing};
 
-use super::{Weir, often::Kind};
+use super::{
+    Weir,
+    accounts::{self, Account},
+    often::Kind,
+    slices,
+};
 use crate::{
-    config,
+    assign,
+    config::{self, RunsAs},
     control::{Connection, Reply, RunRequest, Text},
     identity::{
-        self, Enrolment, Identity, Run, RunId,
+        self, Enrolment, Identity, Run, RunId, Uids,
         token::MAX_TOKEN_LEN,
         watch::{NamedBy, TokenFile, Watch},
     },
@@ -34,24 +40,10 @@ const TOKEN_INTERVAL: Duration = Duration::from_secs(2);
 const TOKEN_DEADLINE: Duration = Duration::from_secs(2);
 /// How often an adopted run is looked at.
 const ADOPTED: Duration = Duration::from_secs(2);
-/// Groups whose members may speak to a container runtime, and so reach everything.
-const RUNTIME_GROUPS: [&str; 6] = ["docker", "containerd", "podman", "lxd", "incus-admin", "libvirt"];
-/// Folders in which container runtimes have their sockets.
-const RUNTIME_FOLDERS: [&str; 8] = [
-    "/run/docker.sock",
-    "/run/docker",
-    "/run/containerd",
-    "/run/crio",
-    "/run/podman",
-    "/run/buildkit",
-    "/var/lib/lxd",
-    "/var/lib/incus",
-];
-
 /// Why a run is not started, for the person who asked.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-struct Refused {
+pub(super) struct Refused {
     message: String,
     exit_code: u8,
 }
@@ -101,7 +93,6 @@ async fn run(
     let starter = connection.peer.uid;
     let agent = weir.config.agent(&request.agent).ok_or_else(|| no_agent(&request.agent))?.clone();
     may_start(&agent, starter)?;
-    let user = user_of(&agent)?;
     let mut descriptors = descriptors.into_iter();
     let (Some(stdin), Some(stdout), Some(stderr)) = (descriptors.next(), descriptors.next(), descriptors.next()) else {
         return Err(Refused::new("the request came without its three descriptors; use `weir run`"));
@@ -109,11 +100,11 @@ async fn run(
     let token_file = token_file(&agent, &request, starter)?;
     let token = first_token(descriptors.next(), &token_file).await?;
     let identity = verify(weir, &agent, &token).await?;
-    let begun = {
-        let (weir, agent, user, file) = (weir.clone(), agent.clone(), user.clone(), token_file.path.clone());
-        blocking(move || begin(&weir, &agent, &user, identity, starter, file)).await??
+    let (begun, account) = {
+        let (weir, agent, file) = (weir.clone(), agent.clone(), token_file.path.clone());
+        blocking(move || begin_with_account(&weir, &agent, identity, starter, file)).await??
     };
-    let spec = spec(weir, &agent, &user, &begun.folder, request, starter)?;
+    let spec = spec(weir, &agent, account, &begun.folder, request, starter);
     let mut running = weir.launcher.launch(spec, [stdin, stdout, stderr]).await?;
     begun.run.note_pid(running.pid.unsigned_abs());
     weir.record_admin(
@@ -154,39 +145,6 @@ fn may_start(agent: &config::Agent, uid: u32) -> Result<(), Refused> {
     )))
 }
 
-fn user_of(agent: &config::Agent) -> Result<User, Refused> {
-    let user = User::from_name(&agent.user).ok().flatten().ok_or_else(|| {
-        Refused::new(format!(
-            "agent `{}`: the user `{}` does not exist; make it with `useradd -r`",
-            agent.name, agent.user
-        ))
-    })?;
-    if user.uid.is_root() {
-        return Err(Refused::new(format!("agent `{}`: the user `{}` is root", agent.name, agent.user)));
-    }
-    if let Some(why) = primary_group_fault(user.gid)? {
-        return Err(Refused::new(format!(
-            "agent `{}`: the primary group of the user `{}` {why}; give it another: `usermod -g`",
-            agent.name, agent.user
-        )));
-    }
-    Ok(user)
-}
-
-/// What is wrong with a group as an agent's primary one, which cannot be left out as supplementary ones are.
-fn primary_group_fault(gid: Gid) -> Result<Option<String>, Refused> {
-    if gid.as_raw() == 0 {
-        return Ok(Some("is root's".to_owned()));
-    }
-    match Group::from_gid(gid) {
-        Ok(Some(group)) if RUNTIME_GROUPS.contains(&group.name.as_str()) => {
-            Ok(Some(format!("is `{}`, whose members may speak to a container runtime", group.name)))
-        }
-        Ok(Some(_) | None) => Ok(None),
-        Err(error) => Err(Refused::new(format!("group {gid} cannot be looked up: {error}"))),
-    }
-}
-
 /// Where a renewed token appears: what the starter names, else what the configuration says.
 fn token_file(agent: &config::Agent, request: &RunRequest, starter: u32) -> Result<TokenFile, Refused> {
     let named = |path: PathBuf, named_by| TokenFile { path, named_by, starter };
@@ -201,7 +159,7 @@ fn token_file(agent: &config::Agent, request: &RunRequest, starter: u32) -> Resu
 }
 
 /// The token to begin with: what a starter names they have opened themselves.
-async fn first_token(opened: Option<OwnedFd>, file: &TokenFile) -> Result<SecretString, Refused> {
+pub(super) async fn first_token(opened: Option<OwnedFd>, file: &TokenFile) -> Result<SecretString, Refused> {
     match (opened, file.named_by) {
         (Some(opened), _) => read_token_of(opened).await.map_err(Refused::new),
         (None, NamedBy::Configuration) => {
@@ -254,25 +212,70 @@ fn read_opened(file: OwnedFd) -> Result<SecretString, String> {
     Ok(text.trim_end_matches(['\r', '\n']).into())
 }
 
-async fn verify(weir: &Weir, agent: &config::Agent, token: &SecretString) -> Result<Identity, Refused> {
+pub(super) async fn verify(weir: &Weir, agent: &config::Agent, token: &SecretString) -> Result<Identity, Refused> {
     weir.verify(agent, token)
         .await
         .map_err(|error| Refused::new(format!("the token of agent `{}` is refused: {error}", agent.name)))
 }
 
-/// A run that is enrolled; dropping it ends it: its identity first, then whatever still runs in its cgroup.
-struct Begun {
+/// A run that is enrolled; dropping it ends it, unless it is kept: its identity first, then whatever still runs in its cgroup.
+pub(super) struct Begun {
     weir: Arc<Weir>,
-    run: Arc<Run>,
+    pub(super) run: Arc<Run>,
     cgroup: String,
     folder: PathBuf,
+    kept: bool,
+}
+
+impl Begun {
+    /// Its cgroup.
+    pub(super) fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// Leaves the run to whoever watches it.
+    pub(super) fn keep(mut self) -> Arc<Run> {
+        self.kept = true;
+        self.run.clone()
+    }
+}
+
+/// Begins a run, with the account that its command gets.
+fn begin_with_account(
+    weir: &Arc<Weir>,
+    agent: &config::Agent,
+    identity: Identity,
+    starter: u32,
+    token_file: PathBuf,
+) -> Result<(Begun, Account), Refused> {
+    match &agent.runs_as {
+        RunsAs::User(user) => {
+            let account = accounts::of_user(agent, user).map_err(Refused::new)?;
+            Ok((begin(weir, agent, Uids::One(account.uid), identity, starter, token_file)?, account))
+        }
+        RunsAs::Pool(pool) => {
+            let range = pool.range();
+            let busy = assign::living_uids(&range)
+                .map_err(|error| Refused::new(format!("which uids of the pool are free cannot be told: {error}")))?;
+            let begun = begin(weir, agent, Uids::Pool { range, busy }, identity, starter, token_file)?;
+            let uid = begun.run.uid;
+            if let Some(why) = accounts::taken(uid).map_err(Refused::new)? {
+                return Err(Refused::new(format!("agent `{}`: {why}; give it another `uid_pool`", agent.name)));
+            }
+            let home = accounts::home(&weir.config.daemon.homes, begun.run.id);
+            accounts::make_home(&home, uid).map_err(|error| {
+                Refused::new(format!("the run's home folder `{}` cannot be made: {error}", home.display()))
+            })?;
+            Ok((begun, accounts::of_pool(agent, uid, home)))
+        }
+    }
 }
 
 /// Makes the cgroup and enrols the run in it. Blocks: it waits for the disk.
-fn begin(
+pub(super) fn begin(
     weir: &Arc<Weir>,
     agent: &config::Agent,
-    user: &User,
+    uids: Uids,
     identity: Identity,
     starter: u32,
     token_file: PathBuf,
@@ -283,7 +286,7 @@ fn begin(
     let kernel_id = weir.cgroups.create(&cgroup).map_err(|error| failed("the run's cgroup cannot be made", &error))?;
     let enrolment = Enrolment {
         id,
-        uid: user.uid.as_raw(),
+        uids,
         cgroup: identity::CgroupId(kernel_id.get()),
         starter,
         token_file: Some(token_file),
@@ -298,7 +301,7 @@ fn begin(
             return Err(Refused::new(error.to_string()));
         }
     };
-    let begun = Begun { weir: weir.clone(), run, cgroup, folder };
+    let begun = Begun { weir: weir.clone(), run, cgroup, folder, kept: false };
     let egress = super::egress::of_agent(&weir.config, &agent.name);
     let taken = weir.kernel.enrol(kernel_id, egress);
     taken.map_err(|error| failed("the kernel does not take the run's cgroup", &error))?;
@@ -307,7 +310,7 @@ fn begin(
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        if self.weir.stopping.load(std::sync::atomic::Ordering::Acquire) {
+        if self.kept || self.weir.stopping.load(std::sync::atomic::Ordering::Acquire) {
             return;
         }
         // First the identity, then the processes, then the kernel's entry and the uid: as long as one process lives, the
@@ -320,7 +323,7 @@ impl Drop for Begun {
     }
 }
 
-async fn end(weir: &Weir, run: &Run) {
+pub(super) async fn end(weir: &Weir, run: &Run) {
     let id = run.id;
     if let Err(error) = weir.change_registry(move |registry| registry.end(id)).await {
         tracing::error!(%error, "the end of a run is not written down");
@@ -339,11 +342,18 @@ pub(super) fn adopt(weir: &Arc<Weir>) {
             let file = TokenFile { path: path.clone(), named_by, starter: run.starter };
             watch_token(weir, agent, &run, file);
         }
-        tokio::spawn(until_empty(weir.clone(), run));
+        if weir.slices.has(run.cgroup) {
+            tokio::spawn(slices::until_empty(weir.clone(), run));
+        } else {
+            tokio::spawn(until_empty(weir.clone(), run));
+        }
     }
     for run in weir.registry.ended() {
         let weir = weir.clone();
         tokio::spawn(async move {
+            if weir.slices.has(run.cgroup) {
+                return slices::release(&weir, &run).await;
+            }
             match cgroup_of(&weir, &run).await {
                 Some(cgroup) => weir.kill_and_remove(cgroup, run),
                 None => weir.forget(&run).await,
@@ -367,7 +377,7 @@ async fn cgroup_of(weir: &Weir, run: &Run) -> Option<String> {
 }
 
 /// Ends an adopted run when no process is left in its cgroup.
-async fn until_empty(weir: Arc<Weir>, run: Arc<Run>) {
+pub(super) async fn until_empty(weir: Arc<Weir>, run: Arc<Run>) {
     if let Some(cgroup) = cgroup_of(&weir, &run).await {
         while !weir.cgroups.remove_if_empty(&cgroup) {
             tokio::time::sleep(ADOPTED).await;
@@ -381,49 +391,33 @@ async fn until_empty(weir: Arc<Weir>, run: Arc<Run>) {
 fn spec(
     weir: &Weir,
     agent: &config::Agent,
-    user: &User,
+    account: Account,
     folder: &Path,
     request: RunRequest,
     starter: u32,
-) -> Result<RunSpec, Refused> {
+) -> RunSpec {
     let caller = request.env.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let account = launch::Account { name: agent.user.as_ref(), home: &user.dir, shell: &user.shell };
-    let mut env = launch::environment(caller, account);
+    let own = launch::Account { name: account.name.as_ref(), home: &account.home, shell: &account.shell };
+    let mut env = launch::environment(caller, own);
+    // PostgreSQL's clients ask the user database for a name, and it does not know a pool's uids.
+    if matches!(agent.runs_as, RunsAs::Pool(_)) && !env.iter().any(|(name, _)| name == "PGUSER") {
+        env.push(("PGUSER".into(), account.name.clone().into()));
+    }
     weir.add_certificates(&mut env);
-    let mut cover: Vec<PathBuf> = RUNTIME_FOLDERS.iter().map(PathBuf::from).collect();
-    cover.extend(super::sockets::of_all(&weir.config));
-    Ok(RunSpec {
+    RunSpec {
         cgroup: folder.to_owned(),
-        uid: user.uid.as_raw(),
-        gid: user.gid.as_raw(),
-        groups: groups_of(user)?,
+        uid: account.uid,
+        gid: account.gid,
+        groups: account.groups,
         argv: request.argv,
         env: env.into_iter().map(|(name, value)| (Text::from(&*name), Text::from(&*value))).collect(),
         cwd: request.cwd,
         terminal: request.terminal.map(|ground| Terminal { owner: starter, ground }),
-        cover,
-    })
-}
-
-/// The user's supplementary groups, without those that would reach a container runtime.
-fn groups_of(user: &User) -> Result<Vec<u32>, Refused> {
-    let name =
-        std::ffi::CString::new(user.name.as_str()).map_err(|_| Refused::new("the user's name holds a zero byte"))?;
-    let groups = nix::unistd::getgrouplist(&name, user.gid)
-        .map_err(|error| Refused::new(format!("the groups of `{}` cannot be read: {error}", user.name)))?;
-    let mut kept = Vec::new();
-    for gid in groups {
-        match Group::from_gid(gid) {
-            Ok(Some(group)) if RUNTIME_GROUPS.contains(&group.name.as_str()) => {}
-            Ok(Some(_) | None) if gid.as_raw() != 0 => kept.push(gid.as_raw()),
-            Ok(Some(_) | None) => {}
-            Err(error) => return Err(Refused::new(format!("group {gid} cannot be looked up: {error}"))),
-        }
+        cover: super::sockets::covered(&weir.config),
     }
-    Ok(kept)
 }
 
-fn watch_token(weir: &Arc<Weir>, agent: &config::Agent, run: &Arc<Run>, file: TokenFile) {
+pub(super) fn watch_token(weir: &Arc<Weir>, agent: &config::Agent, run: &Arc<Run>, file: TokenFile) {
     let Some(issuer) = weir.issuer(&agent.issuer) else { return };
     let (news, mut told) = tokio::sync::mpsc::channel(8);
     let watch =
@@ -480,11 +474,5 @@ mod tests {
         let named = tempfile::NamedTempFile::new().unwrap();
         let file = TokenFile { path: named.path().to_owned(), named_by: NamedBy::Starter, starter: 0 };
         assert!(first_token(None, &file).await.unwrap_err().message.contains("without its descriptor"));
-    }
-
-    #[test]
-    fn an_agents_primary_group_is_not_roots() {
-        assert!(primary_group_fault(Gid::from_raw(0)).unwrap().is_some());
-        assert!(primary_group_fault(Gid::from_raw(54_321)).unwrap().is_none());
     }
 }

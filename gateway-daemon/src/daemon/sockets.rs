@@ -8,12 +8,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::User;
-
-use crate::config::{Config, Connection, Host};
+use super::accounts;
+use crate::config::{Agent, Config, Connection, Host};
 
 /// Where servers put their sockets unless told otherwise.
 const USUAL_FOLDERS: [&str; 3] = ["/run/postgresql", "/var/run/postgresql", "/tmp"];
+
+/// Container runtimes' sockets: whoever opens one is root.
+pub(crate) const RUNTIME_SOCKETS: [&str; 4] =
+    ["/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/crio/crio.sock"];
+/// Folders in which container runtimes have their sockets.
+const RUNTIME_FOLDERS: [&str; 8] = [
+    "/run/docker.sock",
+    "/run/docker",
+    "/run/containerd",
+    "/run/crio",
+    "/run/podman",
+    "/run/buildkit",
+    "/var/lib/lxd",
+    "/var/lib/incus",
+];
+
+/// What a run does not see: folders of container runtimes, and the sockets of all connections.
+pub(crate) fn covered(config: &Config) -> Vec<PathBuf> {
+    RUNTIME_FOLDERS.iter().map(PathBuf::from).chain(of_all(config)).collect()
+}
 
 /// The sockets of one connection: those that it names, else those of its servers' ports in the usual places where they are on
 /// this host. Blocks while a name is looked up.
@@ -52,10 +71,9 @@ pub(super) fn of_all(config: &Config) -> Vec<PathBuf> {
 pub(crate) fn open_to_agents(config: &Config, connection: &Connection) -> Option<String> {
     let sockets: Vec<PathBuf> = of(connection).into_iter().filter(|path| is_socket(path)).collect();
     for agent in &config.agents {
-        let Ok(Some(user)) = User::from_name(&agent.user) else { continue };
-        let groups = groups_of(&user);
+        let Some((uid, groups)) = accounts::rights(agent) else { continue };
         for socket in &sockets {
-            let (can, mend) = match access(socket, user.uid.as_raw(), &groups) {
+            let (can, mend) = match access(socket, uid, &groups) {
                 Access::Closed => continue,
                 Access::Open => (
                     "can open".to_owned(),
@@ -69,8 +87,8 @@ pub(crate) fn open_to_agents(config: &Config, connection: &Connection) -> Option
                 ),
             };
             return Some(format!(
-                "the user `{}` of agent `{}` {can} the server's Unix socket {}, which the kernel does not redirect. {mend}",
-                agent.user,
+                "the {} of agent `{}` {can} the server's Unix socket {}, which the kernel does not redirect. {mend}",
+                agent.runs_as,
                 agent.name,
                 socket.display()
             ));
@@ -79,21 +97,15 @@ pub(crate) fn open_to_agents(config: &Config, connection: &Connection) -> Option
     None
 }
 
-/// Whether a user can open a socket; one with an access control list counts as open.
-pub(crate) fn may_user_connect(socket: &Path, user: &User) -> bool {
-    is_socket(socket) && access(socket, user.uid.as_raw(), &groups_of(user)) != Access::Closed
+/// Whether an agent's processes can open a socket; one with an access control list counts as open. `None` when the agent's
+/// user does not exist.
+pub(crate) fn may_connect(socket: &Path, agent: &Agent) -> Option<bool> {
+    let (uid, groups) = accounts::rights(agent)?;
+    Some(is_socket(socket) && access(socket, uid, &groups) != Access::Closed)
 }
 
 fn is_socket(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
-}
-
-fn groups_of(user: &User) -> Vec<u32> {
-    let groups = std::ffi::CString::new(user.name.as_str()).map(|name| nix::unistd::getgrouplist(&name, user.gid));
-    match groups {
-        Ok(Ok(groups)) => groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
-        Ok(Err(_)) | Err(_) => vec![user.gid.as_raw()],
-    }
 }
 
 /// Whether a user can open a socket.

@@ -6,7 +6,7 @@ use nix::unistd::{Uid, User};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use super::{Weir, known, parts, runs};
+use super::{Weir, assigns, known, parts, runs};
 use crate::{
     control::{Connection, ConnectionError, ExplainRequest, RecordRequest, Reply, Request, Server},
     identity::{Group, Identity, Run, Standing, Subject},
@@ -107,6 +107,14 @@ impl Weir {
             Request::AgentThaw { agent } => {
                 self.allow(uid, Right::Root)?;
                 self.thaw(uid, agent).await
+            }
+            Request::AgentAssign { agent, pid, token_file } => {
+                self.allow(uid, Right::Root)?;
+                let assigned = assigns::assign(self, uid, &agent, pid, token_file, descriptors).await;
+                if let Err(why) = &assigned {
+                    self.record_admin(Some(uid), "agent-assign-refused", format!("agent `{agent}`: {why}"));
+                }
+                assigned.map(|text| Reply::Text { text })
             }
             Request::AgentRefresh { agent } => self.refresh(uid, &agent, descriptors).await,
             Request::CaShow => Ok(Reply::Row { row: ca_row(&self.ca.show()) }),
@@ -232,7 +240,7 @@ impl Weir {
         Ok(Reply::Text { text: format!("agent `{agent}` is no longer frozen") })
     }
 
-    fn known_agent(&self, agent: &str) -> Result<&crate::config::Agent, String> {
+    pub(super) fn known_agent(&self, agent: &str) -> Result<&crate::config::Agent, String> {
         self.config.agent(agent).ok_or_else(|| format!("no agent `{}` is configured", agent.escape_debug()))
     }
 

@@ -15,5 +15,5 @@ pub mod watch;
 
 pub use agent::{Group, Identity, Subject};
 pub use issuer::{Issuer, IssuerSettings};
-pub use registry::{CgroupId, Enrolment, Freeze, Registry, RegistryError, Run, RunId, Standing};
+pub use registry::{CgroupId, Enrolment, Freeze, Registry, RegistryError, Run, RunId, Standing, Uids};
 pub use token::{TokenError, Verified};

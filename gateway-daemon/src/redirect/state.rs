@@ -153,7 +153,7 @@ impl State {
 
     /// Makes a cgroup an agent's; what it may reach stands before it is one.
     pub(super) fn enrol(&mut self, cgroup: CgroupId, egress: Egress) -> Result<(), RedirectError> {
-        if let Some(kind @ (CgroupKind::Daemon | CgroupKind::Allowed)) = self.kind(cgroup)? {
+        if let Some(kind @ (CgroupKind::Daemon | CgroupKind::Allowed | CgroupKind::Fence)) = self.kind(cgroup)? {
             return Err(RedirectError::CgroupTaken { cgroup, kind });
         }
         self.set_egress(cgroup, egress)?;

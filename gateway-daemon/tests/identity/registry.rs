@@ -6,7 +6,8 @@ use std::{
 };
 
 use gateway_daemon::identity::{
-    CgroupId, Enrolment, Group, Identity, Registry, RegistryError, Run, RunId, Standing, Subject, clock::Clock as _,
+    CgroupId, Enrolment, Group, Identity, Registry, RegistryError, Run, RunId, Standing, Subject, Uids,
+    clock::Clock as _,
 };
 use tempfile::TempDir;
 
@@ -40,7 +41,7 @@ impl Bench {
     fn enrol(&self, agent: &str, subject: &str, uid: u32, cgroup: u64) -> Result<Arc<Run>, RegistryError> {
         self.registry.enrol(Enrolment {
             id: self.registry.next_run_id(),
-            uid,
+            uids: Uids::One(uid),
             cgroup: CgroupId(cgroup),
             starter: 1000,
             token_file: Some("/home/alice/token".into()),
@@ -124,7 +125,8 @@ async fn the_same_subject_of_another_issuer_is_another_subject() {
     let mut identity = bench.identity("claude", "agent-7");
     identity.subject.issuer = "https://other.example".into();
     let id = bench.registry.next_run_id();
-    let enrolment = Enrolment { id, uid: 2000, cgroup: CgroupId(42), starter: 0, token_file: None, identity };
+    let enrolment =
+        Enrolment { id, uids: Uids::One(2000), cgroup: CgroupId(42), starter: 0, token_file: None, identity };
     assert!(matches!(bench.registry.enrol(enrolment), Err(RegistryError::UidTaken { .. })));
 }
 
@@ -135,7 +137,8 @@ async fn root_and_ended_identities_are_not_enrolled() {
     let mut identity = bench.identity("claude", "agent-7");
     identity.expires = bench.clock.now().wall;
     let id = bench.registry.next_run_id();
-    let enrolment = Enrolment { id, uid: 2000, cgroup: CgroupId(41), starter: 0, token_file: None, identity };
+    let enrolment =
+        Enrolment { id, uids: Uids::One(2000), cgroup: CgroupId(41), starter: 0, token_file: None, identity };
     assert!(matches!(bench.registry.enrol(enrolment), Err(RegistryError::Expired)));
     assert!(bench.registry.list().is_empty());
 }
@@ -169,7 +172,7 @@ async fn who_listens_is_told_of_an_expiry_at_its_moment() {
     let run = registry
         .enrol(Enrolment {
             id,
-            uid: 2000,
+            uids: Uids::One(2000),
             cgroup: CgroupId(41),
             starter: 0,
             token_file: None,
@@ -371,4 +374,56 @@ async fn a_freeze_is_never_lost_among_refreshes() {
         assert!(matches!(*run.subscribe().borrow(), Standing::Frozen(_)), "round {round}");
         bench.registry.thaw("claude").expect("thawed");
     }
+}
+
+/// Enrols a run with a uid of a pool of three.
+fn pooled(bench: &Bench, cgroup: u64, busy: &[u32]) -> Result<Arc<Run>, RegistryError> {
+    bench.registry.enrol(Enrolment {
+        id: bench.registry.next_run_id(),
+        uids: Uids::Pool { range: 3000..=3002, busy: busy.iter().copied().collect() },
+        cgroup: CgroupId(cgroup),
+        starter: 0,
+        token_file: None,
+        identity: bench.identity("claude", "agent-7"),
+    })
+}
+
+#[tokio::test]
+async fn a_pool_s_uids_are_given_in_turn_and_once_at_a_time() {
+    let bench = Bench::new();
+    let first = pooled(&bench, 1, &[]).expect("enrolled");
+    let second = pooled(&bench, 2, &[]).expect("enrolled");
+    assert_eq!((first.uid, second.uid), (3000, 3001));
+    // Free again, and yet not the next.
+    bench.registry.end(first.id).expect("ended");
+    bench.registry.release(first.id).expect("released");
+    let third = pooled(&bench, 3, &[]).expect("enrolled");
+    assert_eq!(third.uid, 3002);
+    assert_eq!(pooled(&bench, 4, &[]).expect("enrolled").uid, 3000);
+    // One that has ended keeps its uid until its last process is gone.
+    bench.registry.end(second.id).expect("ended");
+    let full = pooled(&bench, 5, &[]).expect_err("a pool of three");
+    assert!(
+        full.to_string().contains("all 3 uids of agent `claude`'s `uid_pool` are taken (3 by its runs, 0"),
+        "{full}"
+    );
+    bench.registry.release(second.id).expect("released");
+    let full = pooled(&bench, 5, &[3001]).expect_err("a process has it");
+    assert!(full.to_string().contains("(2 by its runs, 1 by processes"), "{full}");
+    assert_eq!(pooled(&bench, 5, &[]).expect("enrolled").uid, 3001);
+}
+
+#[tokio::test]
+async fn a_pool_goes_on_where_it_was_under_the_next_daemon() {
+    let bench = Bench::new();
+    let first = pooled(&bench, 1, &[]).expect("enrolled");
+    let second = pooled(&bench, 2, &[]).expect("enrolled");
+    for run in [&first, &second] {
+        bench.registry.end(run.id).expect("ended");
+    }
+    bench.registry.release(second.id).expect("released");
+    let bench = bench.restart();
+    assert_eq!(pooled(&bench, 3, &[]).expect("enrolled").uid, 3002);
+    assert_eq!(pooled(&bench, 4, &[]).expect("enrolled").uid, 3001, "the first's processes may live");
+    assert!(pooled(&bench, 5, &[]).is_err());
 }

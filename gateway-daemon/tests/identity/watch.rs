@@ -8,7 +8,7 @@ use std::{
 };
 
 use gateway_daemon::identity::{
-    CgroupId, Enrolment, Issuer, Registry, Run, Standing,
+    CgroupId, Enrolment, Issuer, Registry, Run, Standing, Uids,
     clock::Clock as _,
     watch::{NamedBy, News, TokenFile, Watch},
 };
@@ -129,7 +129,7 @@ impl Bench {
         let run = registry
             .enrol(Enrolment {
                 id: registry.next_run_id(),
-                uid: 2000,
+                uids: Uids::One(2000),
                 cgroup: CgroupId(41),
                 starter: ALICE,
                 token_file: Some(file.path.clone()),

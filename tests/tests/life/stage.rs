@@ -81,7 +81,20 @@ pub(crate) struct Told {
 
 impl Client {
     pub(crate) fn start(agent: &Agent<'_>, database: &Database) -> Result<Self> {
-        let mut command = agent.program([PYTHON, "-c", CLIENT, &database.address()?])?.into_command();
+        Self::of(agent.program([PYTHON, "-c", CLIENT, &database.address()?])?)
+    }
+
+    /// What `words` of a [`confined`] or other program are to run it, with the role's own credential: it gets through where
+    /// nobody polices it.
+    pub(crate) fn words(database: &Database) -> Result<Vec<String>> {
+        let postgres = &servers()?.postgres;
+        let address = format!("{} user={} password={}", database.address()?, postgres.role, postgres.password);
+        Ok([PYTHON, "-c", CLIENT, &address].map(str::to_owned).to_vec())
+    }
+
+    /// As whatever program runs it.
+    pub(crate) fn of(program: Program) -> Result<Self> {
+        let mut command = program.into_command();
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let asks = process.stdin.take().context("no pipe to the client")?;
         let tells = BufReader::new(process.stdout.take().context("no pipe from the client")?);
@@ -93,6 +106,11 @@ impl Client {
         let mut told = String::new();
         self.tells.read_line(&mut told)?;
         serde_json::from_str(&told).with_context(|| format!("the client said `{told}`"))
+    }
+
+    /// Its process: what ran it has become it, unless that was `weir run`.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     pub(crate) fn connect(&mut self) -> Result<Told> {
@@ -127,6 +145,12 @@ impl Told {
     pub(crate) fn refused(&self) -> Result<&str> {
         self.error.as_deref().with_context(|| format!("not refused: {self:?}"))
     }
+}
+
+/// The words that run others as `user`, without a privilege or a way to one.
+pub(crate) fn confined(user: &str) -> [&str; 8] {
+    let bounds = ["--clear-groups", "--no-new-privs", "--bounding-set=-all"];
+    ["setpriv", "--reuid", user, "--regid", user, bounds[0], bounds[1], bounds[2]]
 }
 
 /// A server of the test's own that speaks nothing and counts who reaches it. Weir itself reaches out only for a client

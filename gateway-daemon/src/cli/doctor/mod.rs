@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 
 use super::{ask_row, plain, print_json};
 use crate::{
-    config::{Config, EgressMode},
+    config::{Agent, Config, EgressMode, RunsAs},
     control::Request,
-    daemon::{sockets_open_to_agents, unseen_of_closed},
+    daemon::{RUNTIME_SOCKETS, may_connect, pool_fault, sockets_open_to_agents, unseen_of_closed},
     launch::{self, Apartness},
     redirect::{Check, Verdict, probe},
     show::line,
@@ -29,10 +29,6 @@ use crate::{
 /// `weir run`, a seccomp filter sees.
 const FAMILY_MODULES: [&str; 6] = ["sctp", "smc", "rds", "tipc", "vsock", "dccp"];
 const MODPROBE_FOLDERS: [&str; 3] = ["/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d"];
-/// Container runtimes' sockets: whoever opens one is root.
-const RUNTIME_SOCKETS: [&str; 4] =
-    ["/run/docker.sock", "/run/containerd/containerd.sock", "/run/podman/podman.sock", "/run/crio/crio.sock"];
-
 /// One line of the doctor's.
 struct Finding {
     name: String,
@@ -132,27 +128,39 @@ fn about_config(config: &Config, findings: &mut Vec<Finding>) {
             Some(why) => finding(&name, Level::Failed, why, "see above; the connection is withheld meanwhile"),
         });
     }
-    let users: BTreeSet<&str> = config.agents.iter().map(|agent| agent.user.as_str()).collect();
-    for user in users {
-        let Ok(Some(user)) = nix::unistd::User::from_name(user) else {
-            findings.push(finding(
-                "agent's user",
-                Level::Failed,
-                format!("`{user}` does not exist"),
-                "make it: useradd -r",
-            ));
-            continue;
-        };
-        let open: Vec<&str> =
-            RUNTIME_SOCKETS.into_iter().filter(|socket| crate::daemon::may_connect(Path::new(socket), &user)).collect();
-        let name = format!("runtimes and {}", user.name);
-        findings.push(if open.is_empty() {
-            finding(&name, Level::Ok, "no container runtime's socket is open to it", "")
-        } else {
-            let mend = format!("take `{}` out of the groups of {}", user.name, open.join(", "));
-            finding(&name, Level::Failed, format!("can open {}", open.join(", ")), mend)
+    for agent in &config.agents {
+        about_agent(agent, findings);
+    }
+}
+
+fn about_agent(agent: &Agent, findings: &mut Vec<Finding>) {
+    if let RunsAs::Pool(pool) = &agent.runs_as {
+        let name = format!("uid pool of {}", agent.name);
+        findings.push(match pool_fault(pool) {
+            None => finding(&name, Level::Ok, format!("{pool}: {} uids, nobody's", pool.size()), ""),
+            Some(fault) => finding(&name, Level::Failed, fault, "the daemon does not start before"),
         });
     }
+    let open: Option<Vec<&str>> = RUNTIME_SOCKETS
+        .into_iter()
+        .filter_map(|socket| match may_connect(Path::new(socket), agent) {
+            Some(false) => None,
+            Some(true) => Some(Some(socket)),
+            None => Some(None),
+        })
+        .collect();
+    let name = format!("runtimes and {}", agent.name);
+    findings.push(match open {
+        None => {
+            let seen = format!("the {} of `{}` does not exist", agent.runs_as, agent.name);
+            finding("agent's user", Level::Failed, seen, "make it: useradd -r")
+        }
+        Some(open) if open.is_empty() => finding(&name, Level::Ok, "no container runtime's socket is open to it", ""),
+        Some(open) => {
+            let mend = format!("take the {} out of the groups of {}", agent.runs_as, open.join(", "));
+            finding(&name, Level::Failed, format!("can open {}", open.join(", ")), mend)
+        }
+    });
 }
 
 /// Whether the modules of families that nothing polices are barred.

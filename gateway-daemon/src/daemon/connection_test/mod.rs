@@ -9,7 +9,7 @@ use tokio::task::block_in_place;
 
 use super::{Weir, servers, sockets};
 use crate::{
-    config::{self, Config},
+    config::{self, Config, RunsAs},
     control::{Connection as ControlConnection, ConnectionTestRequest, Reply},
     protocol::postgres::{
         serve::{Server, Target},
@@ -239,11 +239,14 @@ impl Steps {
             let (seen, mend) = why.split_once(". ").unwrap_or((&why, ""));
             return self.failed("sockets", format!("{seen}; so it is withheld from agents"), mend);
         }
-        let missing = config.agents.iter().find(|agent| !matches!(User::from_name(&agent.user), Ok(Some(_))));
+        let missing = config.agents.iter().find_map(|agent| match &agent.runs_as {
+            RunsAs::User(user) if !matches!(User::from_name(user), Ok(Some(_))) => Some((&agent.name, user)),
+            RunsAs::User(_) | RunsAs::Pool(_) => None,
+        });
         match missing {
-            Some(agent) => {
-                let seen = format!("what the user `{}` of agent `{}` can open cannot be told", agent.user, agent.name);
-                let mend = format!("make it, then test again: useradd --system --create-home {}", agent.user);
+            Some((agent, user)) => {
+                let seen = format!("what the user `{user}` of agent `{agent}` can open cannot be told");
+                let mend = format!("make it, then test again: useradd --system --create-home {user}");
                 self.warn("sockets", format!("{seen}: there is no such user"), mend);
             }
             None => self.ok("sockets", "no agent's user can open a Unix socket of the server"),

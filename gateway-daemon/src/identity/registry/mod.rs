@@ -10,7 +10,8 @@ mod run;
 mod state;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -67,6 +68,21 @@ pub enum RegistryError {
         /// That run.
         run: RunId,
     },
+    /// Every uid of the agent's pool is taken.
+    #[error(
+        "all {size} uids of agent `{agent}`'s `uid_pool` are taken ({held} by its runs, {busy} by processes that live on); end \
+         a run, or widen the pool"
+    )]
+    PoolExhausted {
+        /// The agent.
+        agent: Arc<str>,
+        /// The pool's size.
+        size: u32,
+        /// How many runs hold one.
+        held: usize,
+        /// How many are kept back for processes of no run.
+        busy: usize,
+    },
     /// The cgroup is another run's.
     #[error("cgroup {} already belongs to run {run}", .cgroup.0)]
     CgroupTaken {
@@ -112,8 +128,8 @@ pub enum RegistryError {
 pub struct Enrolment {
     /// From [`Registry::next_run_id`].
     pub id: RunId,
-    /// The uid that its processes will have.
-    pub uid: u32,
+    /// The uid that its processes have.
+    pub uids: Uids,
     /// The cgroup, made for it and still empty.
     pub cgroup: CgroupId,
     /// The uid of whoever starts it.
@@ -122,6 +138,20 @@ pub struct Enrolment {
     pub token_file: Option<PathBuf>,
     /// As verified; it names the agent.
     pub identity: Identity,
+}
+
+/// Which uid a run gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uids {
+    /// This one.
+    One(u32),
+    /// One of a pool that no run holds: the next after the one that was given last, so that none comes back soon.
+    Pool {
+        /// The pool.
+        range: RangeInclusive<u32>,
+        /// Those that must not be given, since a process lives that has one.
+        busy: HashSet<u32>,
+    },
 }
 
 /// The runs that live. Cheap to ask, for one is asked for at each connection.
@@ -140,6 +170,8 @@ struct Book {
     /// Ended, with processes that may still live: they keep their uid and cgroup from others.
     ended: BTreeMap<RunId, Arc<Run>>,
     frozen: BTreeMap<Arc<str>, Freeze>,
+    /// The uid that was given last, of each agent with a pool.
+    last_uids: BTreeMap<Arc<str>, u32>,
     boot_id: String,
     file: StateFile,
 }
@@ -187,10 +219,11 @@ impl Registry {
     /// When the agent is frozen, the uid speaks for another subject, the cgroup is taken, the identity has ended, or
     /// the file cannot be written.
     pub fn enrol(&self, enrolment: Enrolment) -> Result<Arc<Run>, RegistryError> {
-        let Enrolment { id, uid, cgroup, starter, token_file, identity } = enrolment;
+        let Enrolment { id, uids, cgroup, starter, token_file, identity } = enrolment;
         let agent = Arc::clone(&identity.agent);
         let now = self.clock.now();
         let mut book = self.book();
+        let uid = book.uid(&agent, &uids)?;
         if uid == 0 {
             return Err(RegistryError::Root { agent });
         }
@@ -209,6 +242,9 @@ impl Registry {
         let life = Life { identity: Some(lease), frozen: None, ended: false };
         let run = Arc::new(Run::new(parts, Arc::clone(&self.clock), life));
         book.runs.insert(id, Arc::clone(&run));
+        if let Uids::Pool { .. } = uids {
+            book.last_uids.insert(Arc::clone(&run.agent), uid);
+        }
         if let Err(error) = book.store() {
             book.runs.remove(&id);
             return Err(error.into());
@@ -384,11 +420,19 @@ async fn keep_time(registry: Weak<Registry>, changed: Arc<Notify>) {
 impl Book {
     fn open(state_dir: &Path, clock: &Arc<dyn Clock>) -> Result<Self, StateError> {
         let (boot_id, file) = (state::boot_id()?, StateFile::new(state_dir));
-        let mut book = Self { runs: BTreeMap::new(), ended: BTreeMap::new(), frozen: BTreeMap::new(), boot_id, file };
+        let mut book = Self {
+            runs: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            frozen: BTreeMap::new(),
+            last_uids: BTreeMap::new(),
+            boot_id,
+            file,
+        };
         let Some(left) = book.file.load()? else { return Ok(book) };
         for FrozenAgent { agent, by, since_ms } in left.frozen {
             book.frozen.insert(agent.into(), Freeze { by: by.into(), since: at_millis(since_ms) });
         }
+        book.last_uids = left.last_uids.into_iter().map(|(agent, uid)| (agent.into(), uid)).collect();
         // After a boot the cgroups are gone, and their ids are given to others.
         if left.boot_id == book.boot_id {
             for run in left.runs {
@@ -411,6 +455,25 @@ impl Book {
         } else {
             self.runs.insert(id, run)
         };
+    }
+
+    /// The uid for a run of an agent.
+    fn uid(&self, agent: &Arc<str>, uids: &Uids) -> Result<u32, RegistryError> {
+        let (range, busy) = match uids {
+            Uids::One(uid) => return Ok(*uid),
+            Uids::Pool { range, busy } => (range, busy),
+        };
+        let held: HashSet<u32> = self.all().map(|run| run.uid).filter(|uid| range.contains(uid)).collect();
+        let last = self.last_uids.get(agent).copied().filter(|last| range.contains(last));
+        let next = last.and_then(|last| last.checked_add(1)).unwrap_or(*range.start());
+        let free =
+            (next..=*range.end()).chain(*range.start()..next).find(|uid| !held.contains(uid) && !busy.contains(uid));
+        free.ok_or_else(|| RegistryError::PoolExhausted {
+            agent: Arc::clone(agent),
+            size: range.end().saturating_sub(*range.start()).saturating_add(1),
+            held: held.len(),
+            busy: busy.difference(&held).count(),
+        })
     }
 
     /// All whose processes may live.
@@ -436,7 +499,8 @@ impl Book {
             token_file: run.token_file.clone(),
             ended: self.ended.contains_key(&run.id),
         });
-        self.file.store(&State::new(self.boot_id.clone(), frozen.collect(), runs.collect()))
+        let last_uids = self.last_uids.iter().map(|(agent, uid)| (agent.to_string(), *uid)).collect();
+        self.file.store(&State::new(self.boot_id.clone(), frozen.collect(), runs.collect(), last_uids))
     }
 }
 

@@ -2,6 +2,7 @@
 //! could be used: a run found here is refused until a new token is verified.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -24,6 +25,9 @@ pub(super) struct State {
     pub(super) boot_id: String,
     pub(super) frozen: Vec<FrozenAgent>,
     pub(super) runs: Vec<KnownRun>,
+    /// The uid that was given last, of each agent with a pool.
+    #[serde(default)]
+    pub(super) last_uids: BTreeMap<String, u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,8 +98,13 @@ pub enum StateError {
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl State {
-    pub(super) fn new(boot_id: String, frozen: Vec<FrozenAgent>, runs: Vec<KnownRun>) -> Self {
-        Self { version: VERSION, boot_id, frozen, runs }
+    pub(super) fn new(
+        boot_id: String,
+        frozen: Vec<FrozenAgent>,
+        runs: Vec<KnownRun>,
+        last_uids: BTreeMap<String, u32>,
+    ) -> Self {
+        Self { version: VERSION, boot_id, frozen, runs, last_uids }
     }
 }
 

@@ -1,0 +1,206 @@
+//! Finds the processes of a tree: children by their parents, and orphans by their cgroup.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs, io,
+    ops::RangeInclusive,
+};
+
+/// A process; its start tells it from a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in ticks since the boot.
+    started: u64,
+}
+
+/// What /proc/PID/stat says.
+struct Stat {
+    parent: u32,
+    started: u64,
+    ended: bool,
+}
+
+impl Process {
+    /// The process that has this number now; `None` when there is none, or only its remains.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub fn find(pid: u32) -> io::Result<Option<Self>> {
+        Ok(stat(pid)?.filter(|stat| !stat.ended).map(|stat| Self { pid, started: stat.started }))
+    }
+
+    /// Whether it is still there. One of which that cannot be told is.
+    pub(super) fn is_alive(&self) -> bool {
+        Self::find(self.pid).map_or(true, |found| found.as_ref() == Some(self))
+    }
+
+    /// Its name, for people: its own choice.
+    pub(super) fn name(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default().trim_end().to_owned()
+    }
+
+    /// Its real uid.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub fn uid(&self) -> io::Result<u32> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        uids(&status).first().copied().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Its v2 cgroup.
+    pub(super) fn cgroup(&self) -> Option<String> {
+        let table = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).ok()?;
+        table.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    }
+
+    /// Its threads.
+    pub(super) fn threads(&self) -> io::Result<Vec<u32>> {
+        numbers(&format!("/proc/{}/task", self.pid))
+    }
+}
+
+/// The tree below `root`: its descendants, and what of the same user lies in a cgroup of one of them, since a child whose
+/// parent has ended is nobody's child any more; `cgroups` are those of members that were moved. Whatever lies in or below
+/// `except` is left out.
+///
+/// # Errors
+/// /proc cannot be read.
+pub(super) fn tree<'a>(
+    root: Process,
+    uid: u32,
+    except: &str,
+    cgroups: impl IntoIterator<Item = &'a String>,
+) -> io::Result<BTreeSet<Process>> {
+    let mut parents: HashMap<Process, u32> = HashMap::new();
+    for pid in numbers("/proc")? {
+        if let Some(stat) = stat(pid)?.filter(|stat| !stat.ended) {
+            parents.insert(Process { pid, started: stat.started }, stat.parent);
+        }
+    }
+    let mut found = BTreeSet::from([root]);
+    let mut pids = HashSet::from([root.pid]);
+    let mut cgroups: HashSet<String> = cgroups.into_iter().cloned().collect();
+    loop {
+        let before = found.len();
+        cgroups.extend(found.iter().filter_map(Process::cgroup).filter(|cgroup| !lies_in(cgroup, except)));
+        for (process, parent) in &parents {
+            let orphan =
+                || process.cgroup().is_some_and(|cgroup| cgroups.contains(&cgroup)) && has_uid(process.pid, uid);
+            if !found.contains(process) && (pids.contains(parent) || orphan()) {
+                found.insert(*process);
+                pids.insert(process.pid);
+            }
+        }
+        if found.len() == before {
+            return Ok(found);
+        }
+    }
+}
+
+/// Whether a cgroup is another one or lies below it.
+pub(super) fn lies_in(cgroup: &str, other: &str) -> bool {
+    cgroup.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn has_uid(pid: u32, uid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    uids(&status).contains(&uid)
+}
+
+/// The four uids of a /proc/PID/status.
+fn uids(status: &str) -> Vec<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// The uids of a range that some process has.
+///
+/// # Errors
+/// A process cannot be looked at, so that it may have any.
+pub fn living_uids(range: &RangeInclusive<u32>) -> io::Result<HashSet<u32>> {
+    let mut living = HashSet::new();
+    for pid in numbers("/proc")? {
+        match fs::read_to_string(format!("/proc/{pid}/status")) {
+            Ok(status) => living.extend(uids(&status).into_iter().filter(|uid| range.contains(uid))),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(living)
+}
+
+/// The folders of `path` that are numbers.
+pub(super) fn numbers(path: &str) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path)? {
+        found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
+/// What a look at a process that has just ended says.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => match parse(&String::from_utf8_lossy(&text)) {
+            Some(stat) => Ok(Some(stat)),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))),
+        },
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// proc(5): the name is in brackets and may hold any character; the last bracket ends it.
+fn parse(text: &str) -> Option<Stat> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    let ended = matches!(fields.next()?, "Z" | "X");
+    let parent = fields.next()?.parse().ok()?;
+    // Field 22; what is left begins with field 5.
+    let started = fields.nth(17)?.parse().ok()?;
+    Some(Stat { parent, started, ended })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_pass_for_other_fields() {
+        let stat = parse("7 (a) S 1 (b) R 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23").unwrap();
+        assert_eq!((stat.parent, stat.started, stat.ended), (4, 22, false));
+        assert!(parse("7 (a) Z").is_none());
+    }
+
+    #[test]
+    fn a_cgroup_lies_in_itself_and_below_others_of_whole_names() {
+        assert!(lies_in("/weir", "/weir") && lies_in("/weir/a", "/weir"));
+        assert!(!lies_in("/weird", "/weir") && !lies_in("/", "/weir"));
+    }
+
+    #[test]
+    fn a_child_and_its_child_are_of_the_tree() {
+        let mut child = std::process::Command::new("sh").args(["-c", "sleep 1000 & wait"]).spawn().unwrap();
+        let root = Process::find(child.id()).unwrap().unwrap();
+        // Nobody has that user, so no orphan of another test's joins.
+        let two = || tree(root, u32::MAX, "/weir", []).unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while two().len() < 2 {
+            assert!(std::time::Instant::now() < until);
+            std::thread::yield_now();
+        }
+        for process in two().into_iter().rev() {
+            let pid = rustix::process::Pid::from_raw(process.pid.cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        child.wait().unwrap();
+        assert!(!root.is_alive());
+    }
+}

@@ -1,0 +1,115 @@
+//! `uid_pool`: each run has a uid of its own, which is nobody else's while the run or a process of it lives.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use end_to_end::{Agent, Database, Weir, wait_until};
+
+use crate::stage::{CLAUDE, Client, READ};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A run that says one line and waits for its end.
+struct Held {
+    process: Child,
+    said: String,
+}
+
+impl Held {
+    fn start(agent: &Agent<'_>, script: &str) -> Result<Self> {
+        let mut command = agent.program(["sh", "-c", &format!("{script}; exec sleep 1000")])?.into_command();
+        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut said = String::new();
+        BufReader::new(process.stdout.take().context("no pipe")?).read_line(&mut said)?;
+        Ok(Self { process, said: said.trim().to_owned() })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// A daemon whose agent has this pool. Each test has one of its own: they run side by side.
+fn pooled(database: &Database, pool: &str) -> Result<Weir> {
+    Weir::start(|setup| {
+        setup.policy("read.cedar", READ)?;
+        setup.pool_agent(CLAUDE, &["readers"], pool)?;
+        setup.connection("orders", database)
+    })
+}
+
+const WHO: &str = r#"echo "$(id -u) $(id -g) $(id -G) $HOME $USER""#;
+
+#[test]
+fn each_run_has_a_uid_and_a_home_of_its_own_and_nobody_else_s() -> Result<()> {
+    let database = Database::create()?;
+    let weir = pooled(&database, "310000-310009")?;
+    let agent = weir.agent(CLAUDE)?;
+    let first = Held::start(&agent, &format!("echo secret > ~/mine; {WHO}"))?;
+    let words: Vec<&str> = first.said.split(' ').collect();
+    assert_eq!(words[..3], ["310000"; 3], "{}", first.said);
+    assert_eq!(words[4], CLAUDE);
+    let home = words[3].to_owned();
+    assert!(home.starts_with(&weir.setup().homes().display().to_string()), "{home}");
+
+    let second = Held::start(&agent, &format!("cat {home}/mine 2>&1; kill -0 {} 2>&1; {WHO}", first.process.id()))?;
+    assert!(second.said.contains("Permission denied"), "{}", second.said);
+    let second = Held::start(&agent, WHO)?;
+    assert!(second.said.starts_with("310002 310002 310002 "), "{}", second.said);
+    assert!(!second.said.contains(&home), "{}", second.said);
+
+    // Both are the same agent to Weir, and to a client that asks for its own name.
+    let mut client = Client::start(&agent, &database)?;
+    client.connect()?.rows()?;
+    assert_eq!(client.sql("SELECT 1")?.rows()?, [[serde_json::json!(1)]]);
+
+    drop(first);
+    wait_until("the home goes", SOON, || Ok((!fs::exists(&home)?).then_some(())))
+}
+
+#[test]
+fn a_uid_comes_back_when_its_run_is_over_and_not_before_even_under_another_daemon() -> Result<()> {
+    let database = Database::create()?;
+    let mut weir = pooled(&database, "311000-311001")?;
+    let (_one, _two) = {
+        let agent = weir.agent(CLAUDE)?;
+        (Held::start(&agent, WHO)?, Held::start(&agent, WHO)?)
+    };
+    let told = weir.agent(CLAUDE)?.run(["true"])?.failed()?;
+    assert!(told.contains("all 2 uids of agent `claude`'s `uid_pool` are taken (2 by its runs"), "{told}");
+    // A daemon that dies leaves the runs; the next one knows whose the uids are.
+    weir.kill()?;
+    weir.start_again(&[])?;
+    let told = weir.agent(CLAUDE)?.run(["true"])?.failed()?;
+    assert!(told.contains("all 2 uids"), "{told}");
+    let runs = weir.setup().scope().path.join("weir/agents").join(CLAUDE);
+    fs::write(runs.join("cgroup.kill"), "1")?;
+    let uid = wait_until("a uid is free", SOON, || Ok(weir.agent(CLAUDE)?.run(["id", "-u"])?.succeeded().ok()))?;
+    assert!(uid.starts_with("31100"), "{uid}");
+    Ok(())
+}
+
+#[test]
+fn a_uid_that_some_process_has_is_not_given() -> Result<()> {
+    let database = Database::create()?;
+    let weir = pooled(&database, "312000-312001")?;
+    let agent = weir.agent(CLAUDE)?;
+    let mut left = std::process::Command::new("setpriv")
+        .args(["--reuid", "312000", "--regid", "312000", "--clear-groups", "sleep", "1000"])
+        .spawn()?;
+    let status = format!("/proc/{}/status", left.id());
+    wait_until("it has the uid", SOON, || Ok(fs::read_to_string(&status)?.contains("Uid:\t312000").then_some(())))?;
+    // The other one, and again when that is free: it is not at once.
+    let uid = || wait_until("a uid is free", SOON, || Ok(agent.run(["id", "-u"])?.succeeded().ok()));
+    let uids = (uid(), uid());
+    left.kill()?;
+    left.wait()?;
+    assert_eq!((uids.0?, uids.1?), ("312001".to_owned(), "312001".to_owned()));
+    Ok(())
+}
