@@ -93,7 +93,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   weir doctor                                   as root, who sees all
-  weir doctor --probe                           finds a PostgreSQL at whatever port, under whatever name
+  weir doctor --probe                           finds a PostgreSQL at whatever port
   weir doctor --json | jq '.[] | select(.verdict != \"ok\")'
 
 Exit status: 0 when all is well, 1 when a check failed or could not be made.")]

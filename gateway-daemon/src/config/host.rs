@@ -1,6 +1,6 @@
 //! Servers of a connection as they are written: `db.internal:5432`, `10.0.0.5`, `[fd00::5]:5432`.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// One server of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,7 +42,8 @@ impl Host {
 
 /// Whether it may be a host name or an address. Brackets and lists are other people's syntax.
 pub(super) fn is_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(|c: char| matches!(c, '/' | '[' | ']' | ',') || c.is_whitespace())
+    let is_odd = |c: char| matches!(c, '/' | '[' | ']' | ',' | ':') || c.is_whitespace() || c.is_control();
+    !name.is_empty() && (!name.contains(is_odd) || name.parse::<IpAddr>().is_ok())
 }
 
 impl fmt::Display for Host {

@@ -67,7 +67,7 @@ fn egress_is_databases_unless_it_is_said_and_each_entry_has_its_reason() {
     insta::assert_snapshot!(faults(&with(
         "egress = \"open\"\negress_allow = [{ address = \"10.0.0.5:443\", reason = \"x\" }]"
     )));
-    assert!(faults(&with("egress_allow = [{ address = \"10.0.0.5:443\" }]")).contains("missing field `reason`"));
+    assert!(faults(&with("egress_allow = [{ address = \"10.0.0.5:443\" }]")).contains("reason: is missing"));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn an_agent_has_the_limits_of_all_but_for_its_own() {
         (text.replace("connections = 3", "store_share = 101"), "limits.agent.store_share"),
     ] {
         let faults = faults(&wrong);
-        assert!(faults.contains(where_) && faults.contains("is outside 1..="), "{faults}");
+        assert!(faults.contains(where_) && faults.contains("is out of range; use 1 to "), "{faults}");
     }
 }
 
@@ -161,7 +161,10 @@ fn several_servers_stand_in_place_of_one_and_share_the_port() {
         ("host = \"a\"\nhosts = [\"b\"]", "put all servers into `hosts`"),
         ("hosts = [\"a\", \"b:0\"]", "hosts: `b:0` is no server; write `db.internal:5432`"),
         ("hosts = [\"a\", \"A:5432\"]", "hosts: `A:5432` stands twice; name each server once"),
-        ("host = \"a\"\ntarget_session_attrs = \"master\"", "target_session_attrs: `master`: use `any`, `read-write`"),
+        (
+            "host = \"a\"\ntarget_session_attrs = \"master\"",
+            "target_session_attrs: `master` is no server's state; use `any`, `read-write`",
+        ),
     ] {
         let faults = faults(&several(hosts));
         assert!(faults.contains(mend), "{hosts}: {faults}");

@@ -1,5 +1,7 @@
 //! What one agent may use up: over a limit that agent alone is refused, as PostgreSQL would, and on the record.
 
+#![expect(clippy::expect_used, clippy::indexing_slicing, reason = "helpers of tests fail with them")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;

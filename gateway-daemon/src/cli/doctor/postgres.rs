@@ -175,7 +175,8 @@ mod tests {
         const ERROR: &[u8] = b"E\0\0\0\x10SFATAL\0C28000\0\0";
         const HELLO: &[u8] = b"\x16\x03\x03\0\x7a";
         const ALERT: &[u8] = b"\x15\x03\x01\0\x02\x02\x28";
-        let cases: [(&[u8], &[&[u8]], Answer); 12] = [
+        type Case<'a> = (&'a [u8], &'a [&'a [u8]], Answer);
+        let cases: [Case<'_>; 12] = [
             (b"", &[b"N", OK], Answer::WithoutTls),
             (b"", &[b"N", SCRAM], Answer::WithoutTls),
             (b"", &[b"N", ERROR], Answer::WithoutTls),

@@ -63,7 +63,9 @@ impl Reserved<'_> {
                     _,
                 ) => return None,
             };
-            let what = format!("`{}` on {what}", access.action.name());
+            // What Weir would not follow is `unknown` to policies; it is a SET all the same.
+            let action = if sql::changes_reading(access) { Action::Set } else { access.action };
+            let what = format!("`{}` on {what}", action.name());
             let access = Some(Box::new(access.clone()));
             Some(Verdict::Deny { what, reason: reason.to_owned(), access, by: Denier::Weir })
         })

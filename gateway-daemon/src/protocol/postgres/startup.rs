@@ -348,10 +348,10 @@ mod tests {
         use ProtocolVersion::{V3_0, V3_2};
         for (minor, extension, version, negotiated) in [
             (0, "", V3_0, false),
-            (0, "_pq_.x\01\0", V3_0, true),
+            (0, "_pq_.x\x001\x00", V3_0, true),
             (1, "", V3_0, true), // 3.1 is nobody's
             (2, "", V3_2, false),
-            (2, "_pq_.x\01\0", V3_2, true),
+            (2, "_pq_.x\x001\x00", V3_2, true),
             (3, "", V3_2, true),
             (9999, "_pq_.test_protocol_negotiation\0\0", V3_2, true),
             (u16::MAX, "", V3_2, true),

@@ -129,12 +129,12 @@ impl ServerFault {
 impl ConnectError {
     /// What to do about it, where that can be said.
     pub fn help(&self) -> &'static str {
-        let helps = self.faults.iter().filter_map(|fault| match fault {
+        let mut helps = self.faults.iter().filter_map(|fault| match fault {
             ServerFault::Upstream(error) => error.failure.help(),
             ServerFault::Lookup { .. } => None,
             ServerFault::Misfit { .. } => Some("is `target_session_attrs` of the connection right, and its server up?"),
         });
-        helps.last().unwrap_or_default()
+        helps.next_back().unwrap_or_default()
     }
 
     /// All of it in one line for whoever runs Weir: causes too, which may name files of theirs.
