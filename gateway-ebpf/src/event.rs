@@ -51,8 +51,11 @@ pub fn refused(operation: Operation, reason: Reason, destination: &Destination, 
 /// Tells of a packet that was refused. Only where `with_task` says so may the calling task be asked for.
 #[inline(always)]
 pub fn refused_packet(agent: u64, reason: Reason, destination: &Destination, kind: &SocketKind, with_task: bool) {
-    let (pid, uid, comm) =
-        if with_task { (task::pid(), task::uid(), bpf_get_current_comm().unwrap_or_default()) } else { (0, 0, [0; 16]) };
+    let (pid, uid, comm) = if with_task {
+        (task::pid(), task::uid(), bpf_get_current_comm().unwrap_or_default())
+    } else {
+        (0, 0, [0; 16])
+    };
     send(KernelEvent {
         cgroup: agent,
         destination: *destination,

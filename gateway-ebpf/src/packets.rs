@@ -70,10 +70,10 @@ pub fn packets(ctx: SkBuffContext) -> i32 {
     let Some(address) = header.destination(&ctx) else { return 0 };
     let from = task_from();
     let by_task = match from {
-        // SAFETY: a helper without pointers.
-        Some(TaskFrom::Helper) => {
-            judge(&reason, &address, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
-        }
+        Some(TaskFrom::Helper) => judge(&reason, &address, |level| {
+            // SAFETY: a helper without pointers.
+            unsafe { bpf_get_current_ancestor_cgroup_id(level) }
+        }),
         Some(TaskFrom::Memory) => match TaskCgroup::current() {
             Some(cgroup) => judge(&reason, &address, |level| cgroup.ancestor(level)),
             None => return 0,
