@@ -37,6 +37,8 @@ pub mod show;
 
 pub mod suggest;
 
+mod procfs;
+
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

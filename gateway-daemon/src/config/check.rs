@@ -9,8 +9,8 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Mode, Protect, RunsAs, Store,
-    UpstreamTls, raw,
+    Agent, Allow, Allowed, Config, ConfigError, Connection, Daemon, Fault, Guard, Issuer, Mode, Protect, RunsAs,
+    SessionAttributes, Store, UpstreamTls, raw,
     tree::{Misfit, Tree, line_of},
     words::nearest,
 };
@@ -21,6 +21,25 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const ALGORITHMS: [&str; 5] = ["RS256", "PS256", "ES256", "ES384", "EdDSA"];
 /// Those that many providers offer beside them.
 const SYMMETRIC: [&str; 3] = ["HS256", "HS384", "HS512"];
+
+// The words of keys that have a few.
+const GUARDS: [(&str, Guard); 2] = [("host", Guard::Host), ("agents", Guard::Agents)];
+const MODES: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
+const CHANNEL_BINDINGS: [(&str, bool); 2] = [("prefer", false), ("require", true)];
+const TLS_MODES: [(&str, UpstreamTls); 4] = [
+    ("verify-full", UpstreamTls::VerifyFull),
+    ("verify-ca", UpstreamTls::VerifyCa),
+    ("require", UpstreamTls::Require),
+    ("disable", UpstreamTls::Disable),
+];
+const SESSION_ATTRIBUTES: [(&str, SessionAttributes); 6] = [
+    ("any", SessionAttributes::Any),
+    ("read-write", SessionAttributes::ReadWrite),
+    ("read-only", SessionAttributes::ReadOnly),
+    ("primary", SessionAttributes::Primary),
+    ("standby", SessionAttributes::Standby),
+    ("prefer-standby", SessionAttributes::PreferStandby),
+];
 
 pub(super) fn check(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let failed = |mut faults: Vec<Fault>| {
@@ -89,6 +108,28 @@ impl Checker<'_> {
         self.faults.push(Fault { line, key, message: message.into() });
     }
 
+    /// One of the words that a key may have, or the default where it is left out. `why_not` is said of any other.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        place: &Place,
+        key: &str,
+        word: Option<&str>,
+        (default, choices): (T, &[(&str, T)]),
+        why_not: &str,
+    ) -> T {
+        let Some(word) = word else { return default };
+        if let Some((_, choice)) = choices.iter().find(|(known, _)| *known == word) {
+            return *choice;
+        }
+        let words: Vec<String> = choices.iter().map(|(known, _)| format!("`{known}`")).collect();
+        let words = match words.as_slice() {
+            [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+            few => few.join(""),
+        };
+        self.fault(place, key, format!("`{}` {why_not}; use {words}", word.escape_debug()));
+        default
+    }
+
     fn place<T>(&self, kind: &str, name: &str, spanned: &Spanned<T>) -> Place {
         let table = if name.is_empty() { format!("[[{kind}]]") } else { format!("{kind} \"{}\"", name.escape_debug()) };
         Place { line: line_of(self.text, spanned.span().start), table }
@@ -101,15 +142,7 @@ impl Checker<'_> {
         if cgroup == "/" || !lies_below(&cgroup, &scope) {
             self.fault(&place, "cgroup", format!("`{cgroup}` must lie below the scope `{scope}`, and not be the root"));
         }
-        let guard = match raw.guard.as_deref() {
-            None | Some("host") => Guard::Host,
-            Some("agents") => Guard::Agents,
-            Some(other) => {
-                let message = format!("`{}` is not a guard; use `host` or `agents`", other.escape_debug());
-                self.fault(&place, "guard", message);
-                Guard::Host
-            }
-        };
+        let guard = self.choice(&place, "guard", raw.guard.as_deref(), (Guard::Host, &GUARDS), "is no guard");
         let listener_port = raw.listener_port.unwrap_or(943);
         if listener_port == 0 {
             self.fault(&place, "listener_port", "0 is no port; use a free one below 1024, such as 943");
@@ -260,44 +293,22 @@ impl Checker<'_> {
             self.fault(&place, "protocol", format!("`{shown}` is not spoken by this version; use `postgres`"));
         }
         let hosts = self.hosts(&place, raw.host, &raw.hosts, raw.port);
-        let attributes = self.attributes(&place, raw.target_session_attrs.as_deref());
+        let states = (SessionAttributes::Any, SESSION_ATTRIBUTES.as_slice());
+        let attributes = raw.target_session_attrs.as_deref();
+        let attributes = self.choice(&place, "target_session_attrs", attributes, states, "is no server's state");
         self.not_empty(&place, "user", &raw.user, "name the server's role that Weir logs in as");
         if let Some(database) = &raw.database {
             self.not_empty(&place, "database", database, "leave it out for any database");
         }
-        let tls = match raw.tls.as_deref() {
-            None | Some("verify-full") => UpstreamTls::VerifyFull,
-            Some("verify-ca") => UpstreamTls::VerifyCa,
-            Some("require") => UpstreamTls::Require,
-            Some("disable") => UpstreamTls::Disable,
-            Some(other) => {
-                let why = match other {
-                    "prefer" | "allow" => "would go on in the clear where the server has no TLS",
-                    _ => "is no mode",
-                };
-                let (shown, modes) = (other.escape_debug(), "`verify-full`, `verify-ca`, `require` or `disable`");
-                self.fault(&place, "tls", format!("`{shown}` {why}; use {modes}"));
-                UpstreamTls::VerifyFull
-            }
+        let why_not = match raw.tls.as_deref() {
+            Some("prefer" | "allow") => "would go on in the clear where the server has no TLS",
+            _ => "is no mode",
         };
-        let require_channel_binding = match raw.channel_binding.as_deref() {
-            None | Some("prefer") => false,
-            Some("require") => true,
-            Some(other) => {
-                let shown = other.escape_debug();
-                self.fault(&place, "channel_binding", format!("`{shown}` is no mode; use `prefer` or `require`"));
-                true
-            }
-        };
-        let mode = match raw.mode.as_deref() {
-            None | Some("enforce") => Mode::Enforce,
-            Some("observe") => Mode::Observe,
-            Some(other) => {
-                let shown = other.escape_debug();
-                self.fault(&place, "mode", format!("`{shown}` is no mode; use `enforce` or `observe`"));
-                Mode::Enforce
-            }
-        };
+        let tls = self.choice(&place, "tls", raw.tls.as_deref(), (UpstreamTls::VerifyFull, &TLS_MODES), why_not);
+        let channel_binding = raw.channel_binding.as_deref();
+        let require_channel_binding =
+            self.choice(&place, "channel_binding", channel_binding, (false, &CHANNEL_BINDINGS), "is no mode");
+        let mode = self.choice(&place, "mode", raw.mode.as_deref(), (Mode::Enforce, &MODES), "is no mode");
         self.password(&place, raw.password.as_ref());
         self.file(&place, "ca_file", raw.ca_file.as_deref());
         for (nth, socket) in raw.unix_sockets.iter().flatten().enumerate() {

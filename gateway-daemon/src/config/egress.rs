@@ -126,12 +126,8 @@ impl std::fmt::Display for Reach {
 
 impl Checker<'_> {
     pub(super) fn egress(&mut self, place: &Place, mode: Option<&str>, allow: Vec<raw::EgressAllow>) -> Egress {
-        let known = mode.map(|word| EgressMode::ALL.into_iter().find(|mode| mode.word() == word));
-        if known == Some(None) {
-            let shown = mode.unwrap_or_default().escape_debug();
-            self.fault(place, "egress", format!("`{shown}` is no mode; use `open`, `databases` or `closed`"));
-        }
-        let mode = known.flatten().unwrap_or_default();
+        let modes = EgressMode::ALL.map(|mode| (mode.word(), mode));
+        let mode = self.choice(place, "egress", mode, (EgressMode::default(), &modes), "is no mode");
         if mode == EgressMode::Open && !allow.is_empty() {
             let message = "is never used with `egress = \"open\"`, which allows all; leave one out";
             self.fault(place, "egress_allow", message);

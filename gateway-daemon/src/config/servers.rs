@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Host, SessionAttributes, UpstreamTls,
+    Host, UpstreamTls,
     check::{Checker, Place},
     host,
 };
@@ -44,23 +44,6 @@ impl Checker<'_> {
             (Some(_), [_, ..]) => {
                 self.fault(place, "host", "stands beside `hosts`; put all servers into `hosts`");
                 Vec::new()
-            }
-        }
-    }
-
-    pub(super) fn attributes(&mut self, place: &Place, text: Option<&str>) -> SessionAttributes {
-        match text {
-            None | Some("any") => SessionAttributes::Any,
-            Some("read-write") => SessionAttributes::ReadWrite,
-            Some("read-only") => SessionAttributes::ReadOnly,
-            Some("primary") => SessionAttributes::Primary,
-            Some("standby") => SessionAttributes::Standby,
-            Some("prefer-standby") => SessionAttributes::PreferStandby,
-            Some(other) => {
-                let known = "`any`, `read-write`, `read-only`, `primary`, `standby` or `prefer-standby`";
-                let shown = other.escape_debug();
-                self.fault(place, "target_session_attrs", format!("`{shown}` is no server's state; use {known}"));
-                SessionAttributes::Any
             }
         }
     }

@@ -1,14 +1,13 @@
 //! What listens on this host's TCP ports: what of it Weir protects, and what an agent reaches around Weir.
 //!
-//! The kernel's tables of sockets say where something listens, the descriptors below /proc whose it is. As root all
-//! holders are seen, else one's own. Addresses at which a listener answers are compared with the protected ones, since a
+//! As root all holders are seen, else one's own. Addresses at which a listener answers are compared with the protected ones, since a
 //! server on all addresses of which one is declared is open at the others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::{Path, PathBuf},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
 };
 
 use super::{
@@ -19,6 +18,7 @@ use super::{
 use crate::{
     config::Config,
     daemon::{own_addresses, protected_by},
+    procfs::{self, TcpSocket, TcpState},
     redirect::{PortKind, Protected, listed},
 };
 
@@ -47,17 +47,6 @@ const SERVER_PROCESSES: [(&str, &str); 21] = [
     ("containerd", "containerd: whoever reaches it is root"),
 ];
 
-/// The state LISTEN in the kernel's tables (Linux, include/net/tcp_states.h).
-const LISTEN: &str = "0A";
-
-/// A listening socket.
-#[derive(Debug, PartialEq, Eq)]
-struct Listener {
-    address: IpAddr,
-    port: u16,
-    inode: u64,
-}
-
 /// Addresses at which a listener answers: the bits of a prefix that they have in common.
 pub(super) type Way = (IpAddr, u8);
 
@@ -71,7 +60,7 @@ pub(super) fn findings(config: &Config, daemon: Option<u64>, probe: bool) -> Vec
         let mend = format!("ask there: nsenter --net --target {pid} weir doctor");
         return vec![finding(name, Level::CannotTell, "the daemon is in another network namespace", mend)];
     }
-    match (listeners(Path::new("/proc/self/net")), protected_by(config)) {
+    match (listeners(), protected_by(config)) {
         (Ok(listeners), Ok(protected)) => {
             let holders = holders(&listeners);
             let doors = doors(config, &listeners, &holders, &protected);
@@ -93,84 +82,17 @@ fn is_elsewhere(pid: u64) -> bool {
     namespace(&pid.to_string()).is_some_and(|its| namespace("self").is_some_and(|own| own != its))
 }
 
-/// All TCP sockets that listen, of a process's `net` folder.
-fn listeners(net: &Path) -> io::Result<Vec<Listener>> {
-    let mut found = Vec::new();
-    for name in ["tcp", "tcp6"] {
-        let table = match fs::read_to_string(net.join(name)) {
-            // A kernel without IPv6 has no such table.
-            Err(error) if name == "tcp6" && error.kind() == io::ErrorKind::NotFound => continue,
-            table => table?,
-        };
-        let more = parse(&table).ok_or_else(|| io::Error::other(format!("/proc/net/{name} cannot be read")))?;
-        found.extend(more);
-    }
-    Ok(found)
+/// The TCP sockets that listen, in this process's network namespace.
+fn listeners() -> io::Result<Vec<TcpSocket>> {
+    let mut sockets = procfs::tcp_sockets(Path::new("/proc/self/net"))?;
+    sockets.retain(|socket| socket.state == TcpState::Listen);
+    Ok(sockets)
 }
 
-/// Reads one table (proc(5), /proc/net/tcp); `None` when a line is not as it should be.
-fn parse(table: &str) -> Option<Vec<Listener>> {
-    let mut found = Vec::new();
-    for row in table.lines().skip(1) {
-        let words: Vec<&str> = row.split_ascii_whitespace().collect();
-        let &[_, local, _, state, _, _, _, _, _, inode, ..] = words.as_slice() else { return None };
-        if state != LISTEN {
-            continue;
-        }
-        let (address, port) = local.split_once(':')?;
-        found.push(Listener {
-            address: parse_address(address)?.to_canonical(),
-            port: u16::from_str_radix(port, 16).ok()?,
-            inode: inode.parse().ok()?,
-        });
-    }
-    Some(found)
-}
-
-/// An address as the kernel prints it: words of 32 bits that lie in memory in network order, each read as a number.
-pub(crate) fn parse_address(hex: &str) -> Option<IpAddr> {
-    let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
-    match hex.len() {
-        8 => Some(Ipv4Addr::from(word(0)?).into()),
-        32 => {
-            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
-            let bytes: [u8; 16] = words.concat().try_into().ok()?;
-            Some(Ipv6Addr::from(bytes).into())
-        }
-        _ => None,
-    }
-}
-
-/// The names of the processes that hold the listeners, by inode. Where several hold one, the oldest: it has opened it.
-fn holders(listeners: &[Listener]) -> HashMap<u64, String> {
-    let wanted: HashSet<u64> = listeners.iter().map(|listener| listener.inode).collect();
-    let mut pids: Vec<u32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    pids.sort_unstable();
-    let mut found = HashMap::new();
-    for pid in pids {
-        let process = PathBuf::from(format!("/proc/{pid}"));
-        // One that is gone, or another user's, tells nothing.
-        for descriptor in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
-            let Some(inode) = fs::read_link(descriptor.path()).ok().as_deref().and_then(socket_inode) else { continue };
-            if wanted.contains(&inode)
-                && !found.contains_key(&inode)
-                && let Ok(name) = fs::read(process.join("comm"))
-            {
-                found.insert(inode, String::from_utf8_lossy(name.trim_ascii_end()).into_owned());
-            }
-        }
-    }
-    found
-}
-
-/// `socket:[INODE]`
-pub(crate) fn socket_inode(link: &Path) -> Option<u64> {
-    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+/// The names of the processes that hold the listeners, by inode.
+fn holders(listeners: &[TcpSocket]) -> HashMap<u64, String> {
+    let holders = procfs::holders(&listeners.iter().map(|listener| listener.inode).collect());
+    holders.into_iter().filter_map(|(inode, pid)| Some((inode, procfs::comm(pid)?))).collect()
 }
 
 /// What listens at one port under one name: where it answers, and where of that it is not protected.
@@ -186,18 +108,22 @@ type Doors<'a> = BTreeMap<(u16, Option<&'a str>), Door>;
 
 fn doors<'a>(
     config: &Config,
-    listeners: &[Listener],
+    listeners: &[TcpSocket],
     holders: &'a HashMap<u64, String>,
     protected: &[Protected],
 ) -> Doors<'a> {
     let own = own_addresses();
     let mut doors = Doors::new();
     // Weir's own port is kept for the daemon by the programs.
-    for listener in listeners.iter().filter(|listener| listener.port != config.daemon.listener_port) {
+    for listener in listeners {
+        let (address, port) = listener.local;
+        if port == config.daemon.listener_port {
+            continue;
+        }
         let holder = holders.get(&listener.inode).map(String::as_str);
-        let door = doors.entry((listener.port, holder)).or_default();
-        for way in ways(listener.address, &own) {
-            match protected.iter().find(|protected| protected.port == listener.port && covers(protected, way)) {
+        let door = doors.entry((port, holder)).or_default();
+        for way in ways(address, &own) {
+            match protected.iter().find(|protected| protected.port == port && covers(protected, way)) {
                 Some(protected) => drop(door.means.insert(protected.connection)),
                 None => drop(door.open.insert(way)),
             }
@@ -338,52 +264,12 @@ fn show_way((address, prefix): Way) -> String {
 mod tests {
     use super::*;
 
-    const TCP: &str = "\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 12345 1 ffff 100 0 0 10 0
-   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 777 1 ffff 100 0 0 10 0
-   2: 0100007F:1538 0100007F:D431 01 00000000:00000000 00:00000000 00000000   101        0 12399 1 ffff 20 4 30 10 -1
-";
-    const TCP6: &str = "\
-  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000000000000000000001000000:1538 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000   101        0 12344 1 ffff 100 0 0 10 0
-   1: 0000000000000000FFFF00000200000A:0CEA 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 9 1 ffff 100 0 0 10 0
-   2: B80D0120000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 8 1 ffff 100 0 0 10 0
-";
-
-    fn listener(address: &str, port: u16, inode: u64) -> Listener {
-        Listener { address: address.parse().unwrap(), port, inode }
-    }
-
-    // The tables' numbers are in the host's order; these are a little-endian machine's.
-    #[cfg(target_endian = "little")]
-    #[test]
-    fn listening_sockets_are_read_from_the_kernels_tables_and_no_others() {
-        let expected = [listener("127.0.0.1", 5432, 12345), listener("0.0.0.0", 22, 777)];
-        assert_eq!(parse(TCP).unwrap(), expected);
-        let expected = [listener("::1", 5432, 12344), listener("10.0.0.2", 3306, 9), listener("2001:db8::1", 80, 8)];
-        assert_eq!(parse(TCP6).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_table_that_cannot_be_read_is_no_empty_table() {
-        let header = TCP.lines().next().unwrap();
-        assert_eq!(parse(header), Some(Vec::new()));
-        let row = TCP.lines().nth(1).unwrap();
-        for (good, bad) in [("0100007F:1538", "0100007F"), ("0100007F", "010000é7F"), ("1538", "15380"), ("12345", "x")]
-        {
-            assert_eq!(parse(&format!("{header}\n{}\n", row.replace(good, bad))), None, "{bad}");
-        }
-        assert_eq!(parse(&format!("{header}\n   0: 0100007F:1538 00000000:0000 0A\n")), None);
-    }
-
     #[test]
     fn what_listens_here_is_found_with_its_holder() {
         let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = socket.local_addr().unwrap().port();
-        let found: Vec<_> = listeners(Path::new("/proc/self/net")).unwrap();
-        let own: Vec<_> = found.into_iter().filter(|listener| listener.port == port).collect();
-        assert_eq!(own.iter().map(|listener| listener.address).collect::<Vec<_>>(), [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+        let own: Vec<_> = listeners().unwrap().into_iter().filter(|listener| listener.local.1 == port).collect();
+        assert_eq!(own.iter().map(|listener| listener.local.0).collect::<Vec<_>>(), [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
         let name = fs::read_to_string("/proc/self/comm").unwrap();
         assert_eq!(holders(&own).into_values().collect::<Vec<_>>(), [name.trim_end()]);
     }

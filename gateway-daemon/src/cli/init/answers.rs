@@ -35,29 +35,12 @@ pub(super) struct Answers {
     pub(super) group: String,
     pub(super) algorithms: Vec<&'static str>,
     dir: PathBuf,
-    /// What no flag said, so that it is asked.
-    open: Open,
 }
 
-/// Which answers no flag gave.
-#[derive(Debug, Clone, Default)]
-struct Open {
-    host: bool,
-    port: bool,
-    database: bool,
-    role: bool,
-    password_file: bool,
-    ca_file: bool,
-    connection: bool,
-    agent: bool,
-    agent_user: bool,
-    starters: bool,
-    issuer_url: bool,
-    issuer_name: bool,
-    audience: bool,
-    groups: bool,
-    group: bool,
-}
+/// The flags of what is asked for again when the server cannot be reached.
+pub(super) const SERVER_FLAGS: [&str; 6] = ["--host", "--port", "--database", "--user", "--password-file", "--ca-file"];
+/// The same, for the provider.
+pub(super) const PROVIDER_FLAGS: [&str; 2] = ["--issuer-url", "--audience"];
 
 impl Answers {
     pub(super) fn from_flags(args: &InitArgs, dir: &Path) -> Self {
@@ -85,53 +68,35 @@ impl Answers {
             group: text(&args.group, "readers"),
             algorithms: vec![Algorithm::Rs256.name()],
             dir: dir.to_owned(),
-            open: Open {
-                host: args.host.is_none(),
-                port: args.port.is_none(),
-                database: args.database.is_none(),
-                role: args.user.is_none(),
-                password_file: args.password_file.is_none(),
-                ca_file: args.ca_file.is_none(),
-                connection: args.connection.is_none(),
-                agent: args.agent.is_none(),
-                agent_user: args.agent_user.is_none(),
-                starters: args.starters.is_empty(),
-                issuer_url: args.issuer_url.is_none(),
-                issuer_name: args.issuer_name.is_none(),
-                audience: args.audience.is_none(),
-                groups: args.groups.is_none(),
-                group: args.group.is_none(),
-            },
         }
     }
 
     /// The server, and how Weir logs in.
     pub(super) fn ask_server(&mut self, person: &mut Person) -> Result<()> {
         person.heading("The server that agents shall reach, and Weir's role on it.");
-        let open = self.open.clone();
-        person.ask(open.host, "--host", "Its name or address", &mut self.host)?;
+        person.ask("--host", "Its name or address", &mut self.host)?;
         let mut port = self.port.to_string();
-        person.ask_checked(open.port, "--port", "Its port", &mut port, |text| match text.parse::<u16>() {
+        person.ask_checked("--port", "Its port", &mut port, |text| match text.parse::<u16>() {
             Ok(port) if port > 0 => Ok(()),
             Ok(_) | Err(_) => Err("a port is a number from 1 to 65535".to_owned()),
         })?;
         self.port = port.parse().context("the port")?;
-        person.ask(open.database, "--database", "The database", &mut self.database)?;
+        person.ask("--database", "The database", &mut self.database)?;
         or_default(&mut self.connection, || name_of(&self.database));
-        person.ask(open.connection, "--connection", "The connection's name in policies", &mut self.connection)?;
+        person.ask("--connection", "The connection's name in policies", &mut self.connection)?;
         or_default(&mut self.role, || format!("weir_{}", self.database));
-        person.ask(open.role, "--user", "The role that Weir logs in as", &mut self.role)?;
+        person.ask("--user", "The role that Weir logs in as", &mut self.role)?;
         if self.password_file.as_os_str().is_empty() {
             self.password_file = self.dir.join(format!("{}.password", name_of(&self.connection)));
         }
-        person.ask_path(open.password_file, "--password-file", "The file of its password", &mut self.password_file)?;
+        person.ask_path("--password-file", "The file of its password", &mut self.password_file)?;
         self.password = None;
         if self.password_file.symlink_metadata().is_err() && person.is_there() {
             self.password =
                 person.ask_secret(&format!("{} is not there; its password", self.password_file.display()))?;
         }
         let mut ca_file = self.ca_file.take().unwrap_or_default();
-        person.ask_path(open.ca_file, "--ca-file", "The CA of its certificate (`-`: the system's)", &mut ca_file)?;
+        person.ask_path("--ca-file", "The CA of its certificate (`-`: the system's)", &mut ca_file)?;
         self.ca_file = Some(ca_file).filter(|file| !file.as_os_str().is_empty());
         Ok(())
     }
@@ -139,50 +104,28 @@ impl Answers {
     /// The provider of tokens.
     pub(super) fn ask_provider(&mut self, person: &mut Person) -> Result<()> {
         person.heading("The OpenID Connect provider that vouches for agents.");
-        let open = self.open.clone();
         let is_url = |text: &str| {
             crate::identity::issuer::check_url(text).map_err(|error| format!("the provider's URL: {error}"))
         };
-        person.ask_checked(
-            open.issuer_url,
-            "--issuer-url",
-            "Its URL, as `iss` has it in tokens",
-            &mut self.issuer_url,
-            is_url,
-        )?;
-        person.ask(open.issuer_name, "--issuer-name", "A name for it", &mut self.issuer_name)?;
-        person.ask(open.audience, "--audience", "The audience (`aud`) of its tokens for Weir", &mut self.audience)?;
-        person.ask(open.groups, "--groups", "Where in a token the groups stand", &mut self.groups)?;
-        person.ask(open.group, "--group", "The group that may read", &mut self.group)
+        let question = "Its URL, as `iss` has it in tokens";
+        person.ask_checked("--issuer-url", question, &mut self.issuer_url, is_url)?;
+        person.ask("--issuer-name", "A name for it", &mut self.issuer_name)?;
+        person.ask("--audience", "The audience (`aud`) of its tokens for Weir", &mut self.audience)?;
+        person.ask("--groups", "Where in a token the groups stand", &mut self.groups)?;
+        person.ask("--group", "The group that may read", &mut self.group)
     }
 
     /// The agent, and who starts it.
     pub(super) fn ask_agent(&mut self, person: &mut Person) -> Result<()> {
         person.heading("The agent.");
-        let open = self.open.clone();
-        person.ask(open.agent, "--agent", "Its name", &mut self.agent)?;
+        person.ask("--agent", "Its name", &mut self.agent)?;
         or_default(&mut self.agent_user, || format!("agent-{}", self.agent));
-        person.ask(open.agent_user, "--agent-user", "The Unix user that it runs as", &mut self.agent_user)?;
+        person.ask("--agent-user", "The Unix user that it runs as", &mut self.agent_user)?;
         let mut starters = self.starters.join(" ");
         let question = "Unix users who may start it and read the record, beside root (`-`: none)";
-        person.ask_empty(open.starters, question, &mut starters)?;
+        person.ask_empty("--starter", question, &mut starters)?;
         self.starters = starters.split_whitespace().map(str::to_owned).collect();
         Ok(())
-    }
-
-    /// Asks for the server again, with these answers as defaults.
-    pub(super) fn forget_server(&mut self) {
-        let open = &mut self.open;
-        for key in [&mut open.host, &mut open.port, &mut open.database, &mut open.role, &mut open.password_file] {
-            *key = true;
-        }
-        open.ca_file = true;
-    }
-
-    /// Asks for the provider again.
-    pub(super) fn forget_provider(&mut self) {
-        self.open.issuer_url = true;
-        self.open.audience = true;
     }
 
     /// A typed password in a file without a name, so that the test can read it and nothing is left over.

@@ -2,6 +2,7 @@
 //! that names its flag.
 
 use std::{
+    collections::BTreeSet,
     io::{self, IsTerminal, Write},
     path::PathBuf,
 };
@@ -17,12 +18,23 @@ const MOST: usize = 4096;
 /// Whoever answers, if somebody does.
 pub(super) struct Person {
     is_there: bool,
+    /// The flags that were given: what they say is not asked.
+    given: BTreeSet<&'static str>,
 }
 
 impl Person {
     /// Who sits at standard input; nobody with `yes`.
-    pub(super) fn new(yes: bool) -> Self {
-        Self { is_there: !yes && io::stdin().is_terminal() }
+    pub(super) fn new(yes: bool, given: BTreeSet<&'static str>) -> Self {
+        Self { is_there: !yes && io::stdin().is_terminal(), given }
+    }
+
+    /// What these flags said is asked again, as a default.
+    pub(super) fn ask_again(&mut self, flags: &[&str]) {
+        self.given.retain(|flag| !flags.contains(flag));
+    }
+
+    fn is_asked(&self, flag: &str) -> bool {
+        self.is_there && !self.given.contains(flag)
     }
 
     /// Whether anybody can be asked.
@@ -38,20 +50,19 @@ impl Person {
     }
 
     /// Asks for what must not be empty; what stands in `answer` is the default.
-    pub(super) fn ask(&mut self, is_open: bool, flag: &str, question: &str, answer: &mut String) -> Result<()> {
-        self.ask_checked(is_open, flag, question, answer, |_| Ok(()))
+    pub(super) fn ask(&mut self, flag: &str, question: &str, answer: &mut String) -> Result<()> {
+        self.ask_checked(flag, question, answer, |_| Ok(()))
     }
 
     /// The same, with a check of one's own.
     pub(super) fn ask_checked(
         &mut self,
-        is_open: bool,
         flag: &str,
         question: &str,
         answer: &mut String,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> Result<()> {
-        if !is_open || !self.is_there {
+        if !self.is_asked(flag) {
             return match check(answer) {
                 _ if answer.is_empty() => bail!("{flag} is missing; name it, or run `weir init` on a terminal"),
                 Ok(()) => Ok(()),
@@ -73,8 +84,8 @@ impl Person {
     }
 
     /// Asks for what may be empty: `-` makes it so.
-    pub(super) fn ask_empty(&mut self, is_open: bool, question: &str, answer: &mut String) -> Result<()> {
-        if is_open && self.is_there {
+    pub(super) fn ask_empty(&mut self, flag: &str, question: &str, answer: &mut String) -> Result<()> {
+        if self.is_asked(flag) {
             let given = prompt(question, answer)?;
             match given.as_str() {
                 "" => {}
@@ -86,13 +97,13 @@ impl Person {
     }
 
     /// Asks for a file's path, which may be empty.
-    pub(super) fn ask_path(&mut self, is_open: bool, flag: &str, question: &str, answer: &mut PathBuf) -> Result<()> {
+    pub(super) fn ask_path(&mut self, flag: &str, question: &str, answer: &mut PathBuf) -> Result<()> {
         let mut text = answer.to_string_lossy().into_owned();
         if answer.to_str().is_none() {
             bail!("{flag} is not UTF-8, which the configuration is");
         }
-        if is_open && self.is_there {
-            self.ask_empty(true, question, &mut text)?;
+        if self.is_asked(flag) {
+            self.ask_empty(flag, question, &mut text)?;
             *answer = if text.is_empty() { PathBuf::new() } else { std::path::absolute(text)? };
         }
         Ok(())

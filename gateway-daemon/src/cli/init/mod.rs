@@ -4,6 +4,7 @@
 //! that exists is touched.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -27,7 +28,7 @@ mod talkers;
 mod template;
 mod write;
 
-use answers::Answers;
+use answers::{Answers, PROVIDER_FLAGS, SERVER_FLAGS};
 use ask::Person;
 use write::Staged;
 
@@ -95,6 +96,30 @@ pub(super) struct InitArgs {
     untested: bool,
 }
 
+impl InitArgs {
+    /// The flags that were given, of those that a person could be asked for.
+    fn given(&self) -> BTreeSet<&'static str> {
+        let flags = [
+            ("--host", self.host.is_some()),
+            ("--port", self.port.is_some()),
+            ("--database", self.database.is_some()),
+            ("--user", self.user.is_some()),
+            ("--password-file", self.password_file.is_some()),
+            ("--ca-file", self.ca_file.is_some()),
+            ("--connection", self.connection.is_some()),
+            ("--agent", self.agent.is_some()),
+            ("--agent-user", self.agent_user.is_some()),
+            ("--starter", !self.starters.is_empty()),
+            ("--issuer-url", self.issuer_url.is_some()),
+            ("--issuer-name", self.issuer_name.is_some()),
+            ("--audience", self.audience.is_some()),
+            ("--groups", self.groups.is_some()),
+            ("--group", self.group.is_some()),
+        ];
+        flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
+    }
+}
+
 /// What is asked of the world before anything is written.
 struct Tested {
     config: Config,
@@ -117,7 +142,7 @@ pub(super) fn init(config: &Path, args: InitArgs) -> Result<ExitCode> {
             path.display()
         );
     }
-    let mut person = Person::new(args.yes);
+    let mut person = Person::new(args.yes, args.given());
     let mut answers = Answers::from_flags(&args, &dir);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     answers.ask_agent(&mut person)?;
@@ -163,7 +188,7 @@ fn server(
         if report.ok || goes_on("the server cannot be served", person, untested)? {
             return Ok(());
         }
-        answers.forget_server();
+        person.ask_again(&SERVER_FLAGS);
     }
 }
 
@@ -200,7 +225,7 @@ fn provider(
         if goes_on("the provider's keys cannot be had", person, untested)? {
             return Ok(());
         }
-        answers.forget_provider();
+        person.ask_again(&PROVIDER_FLAGS);
     }
 }
 

@@ -1,21 +1,21 @@
 //! Who talks to the servers today: from the daemon's first start on, who is neither an agent nor on `[[allow]]` is refused.
 //!
-//! The kernel's table of sockets says which connections are open, the descriptors below /proc whose they are. Only this
-//! network namespace is seen, and only what is open at this moment.
+//! Only this network namespace is seen, and only what is open at this moment.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt, fs,
-    net::IpAddr,
+    fmt,
+    path::Path,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::super::doctor::ports::{parse_address, socket_inode};
-use crate::{config::Config, daemon::protected_by};
-
-/// The state ESTABLISHED in the kernel's tables (Linux, include/net/tcp_states.h).
-const ESTABLISHED: &str = "01";
+use crate::{
+    config::Config,
+    daemon::protected_by,
+    procfs::{self, TcpSocket, TcpState},
+    redirect::Protected,
+};
 
 /// Somebody who has connections to a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,96 +32,25 @@ pub(super) struct Talker {
     pub(super) connections: usize,
 }
 
-/// An open connection.
-#[derive(Debug, PartialEq, Eq)]
-struct Established {
-    remote: IpAddr,
-    port: u16,
-    uid: u32,
-    inode: u64,
-}
-
 /// Who talks to what this configuration would protect.
 pub(super) fn of(config: &Config) -> Result<Vec<Talker>> {
     let protected = protected_by(config)?;
-    let mut sockets = Vec::new();
-    for name in ["tcp", "tcp6"] {
-        let path = format!("/proc/self/net/{name}");
-        let table = match fs::read_to_string(&path) {
-            // A kernel without IPv6 has no such table.
-            Err(error) if name == "tcp6" && error.kind() == std::io::ErrorKind::NotFound => continue,
-            table => table?,
-        };
-        sockets.extend(parse(&table).with_context(|| format!("{path} cannot be read"))?);
-    }
+    let mut sockets = procfs::tcp_sockets(Path::new("/proc/self/net"))?;
     sockets.retain(|socket| {
-        protected.iter().any(|target| target.port == socket.port && target.network.contains(socket.remote))
+        let (address, port) = socket.remote;
+        let is_it = |target: &Protected| target.port == port && target.network.contains(address);
+        socket.state == TcpState::Established && protected.iter().any(is_it)
     });
-    Ok(grouped(&sockets, &holders(&sockets)))
+    let holders = procfs::holders(&sockets.iter().map(|socket| socket.inode).collect());
+    Ok(grouped(&sockets, &holders))
 }
 
-/// Reads one table (proc(5), /proc/net/tcp); `None` when a line is not as it should be.
-fn parse(table: &str) -> Option<Vec<Established>> {
-    let mut found = Vec::new();
-    for row in table.lines().skip(1) {
-        let words: Vec<&str> = row.split_ascii_whitespace().collect();
-        let &[_, _, remote, state, _, _, _, uid, _, inode, ..] = words.as_slice() else { return None };
-        if state != ESTABLISHED {
-            continue;
-        }
-        let (address, port) = remote.split_once(':')?;
-        found.push(Established {
-            remote: parse_address(address)?.to_canonical(),
-            port: u16::from_str_radix(port, 16).ok()?,
-            uid: uid.parse().ok()?,
-            inode: inode.parse().ok()?,
-        });
-    }
-    Some(found)
-}
-
-/// A process that holds sockets.
-#[derive(Debug, Clone)]
-struct Holder {
-    pid: u32,
-    comm: String,
-    cgroup: Option<String>,
-}
-
-/// The processes that hold the sockets, by inode. Where several hold one, the oldest.
-fn holders(sockets: &[Established]) -> HashMap<u64, Holder> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut pids: Vec<u32> = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    pids.sort_unstable();
-    let mut found = HashMap::new();
-    for pid in pids {
-        // One that is gone meanwhile tells nothing.
-        for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-            let Some(inode) = fs::read_link(descriptor.path()).ok().as_deref().and_then(socket_inode) else { continue };
-            if sockets.iter().any(|socket| socket.inode == inode) {
-                found.entry(inode).or_insert_with(|| holder(pid));
-            }
-        }
-    }
-    found
-}
-
-fn holder(pid: u32) -> Holder {
-    let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    Holder {
-        pid,
-        comm: String::from_utf8_lossy(comm.trim_ascii_end()).into_owned(),
-        cgroup: cgroups.lines().find_map(|row| row.strip_prefix("0::")).map(str::to_owned),
-    }
-}
-
-fn grouped(sockets: &[Established], holders: &HashMap<u64, Holder>) -> Vec<Talker> {
+fn grouped(sockets: &[TcpSocket], holders: &HashMap<u64, u32>) -> Vec<Talker> {
     let mut talkers: BTreeMap<(u32, String, Option<String>), Talker> = BTreeMap::new();
     for socket in sockets {
         // A socket without a process is on its way out.
-        let Some(holder) = holders.get(&socket.inode) else { continue };
-        let Holder { pid, comm, cgroup } = holder.clone();
+        let Some(&pid) = holders.get(&socket.inode) else { continue };
+        let (comm, cgroup) = (procfs::comm(pid).unwrap_or_default(), procfs::cgroup(pid));
         let talker = talkers.entry((socket.uid, comm.clone(), cgroup.clone())).or_insert(Talker {
             uid: socket.uid,
             comm,
@@ -170,7 +99,7 @@ mod tests {
         let [talker] = talkers.as_slice() else { panic!("{talkers:?}") };
         assert_eq!(talker.connections, 2);
         assert_eq!((talker.uid, talker.pid), (rustix::process::geteuid().as_raw(), std::process::id()));
-        assert_eq!(talker.comm, fs::read_to_string("/proc/self/comm").unwrap().trim_end());
+        assert_eq!(talker.comm, std::fs::read_to_string("/proc/self/comm").unwrap().trim_end());
     }
 
     #[test]

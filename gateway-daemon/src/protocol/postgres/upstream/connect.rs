@@ -217,9 +217,11 @@ async fn converse(
 
 /// Proving a password takes milliseconds of computing: the thread's other sessions are not to wait for it.
 fn receive(startup: &mut Startup, buf: &mut BytesMut) -> Result<Progress, Failure> {
-    match (startup.phase(), Handle::current().runtime_flavor()) {
-        (Phase::Authentication, RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| startup.receive(buf)),
-        (_, _) => startup.receive(buf),
+    // Elsewhere it would only cost the hand-over to another thread.
+    let proves = startup.will_prove() && !buf.is_empty();
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread if proves => tokio::task::block_in_place(|| startup.receive(buf)),
+        _ => startup.receive(buf),
     }
 }
 

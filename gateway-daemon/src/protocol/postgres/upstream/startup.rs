@@ -200,6 +200,11 @@ impl Startup {
         }
     }
 
+    /// Whether the next message is answered with a proof of the password, which is long to compute.
+    pub const fn will_prove(&self) -> bool {
+        matches!(self.state, State::First(..))
+    }
+
     fn step(&mut self, state: State, frame: &Frame) -> Result<(State, Progress), Failure> {
         match (frame.tag, state) {
             (b'E', _) => Err(Failure::from_response(frame)),
