@@ -36,7 +36,7 @@ enum Verb {
     Conformance(conformance::Options),
     /// Show Weir at work with real programs: an agent, a database, and the ways round that are tried
     Demo,
-    /// Run every test, against real servers that are started for it
+    /// Run the tests, against real servers that are started for it; `long flood` has the one that measures
     Test(test::Options),
     /// Run what takes longer than CI may: `kernel-6.1`, or the tests whose names contain NAME, with their long counts
     Long(long::Options),

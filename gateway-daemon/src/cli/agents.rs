@@ -63,8 +63,8 @@ Examples:
   weir agent assign claude --pid 4711 --token-file ./token
   weir agent assign claude --pid \"$(pgrep -o -u agent-claude node)\"
 
-Each process must run as the agent's user, with no_new_privs, without capabilities, outside of the groups of container \
-runtimes, and hold nothing that reaches around Weir; else all that is wrong is told, and nothing is changed. Connections \
+Each process must run as the agent's user, with no_new_privs, without capabilities, outside of root's group and those of \
+container runtimes, and hold nothing that reaches around Weir; else all that is wrong is told, and nothing is changed. Connections \
 to protected targets that it has already are destroyed.")]
     Assign {
         /// The agent's name.

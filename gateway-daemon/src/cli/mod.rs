@@ -12,12 +12,13 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     accept::PortKeeping,
     config::{Config, DEFAULT_PATH},
-    control::{Client, Reply, Request},
+    control::{Client, Request},
     daemon::{self, Options, Recording},
     launch,
 };
 
 mod agents;
+mod asking;
 mod connections;
 mod doctor;
 mod init;
@@ -27,6 +28,8 @@ mod policy_tests;
 mod records;
 mod suggest;
 mod unit;
+
+use asking::{ask_row, ask_rows, connect, control_socket, plain, print_json, print_text, refused};
 
 /// Weir identifies AI agents, decides every statement that they send to a database, and records what they get.
 #[derive(Debug, Parser)]
@@ -106,7 +109,9 @@ Examples:
   weir agent list
   weir agent freeze claude
   weir agent thaw claude
-  weir agent refresh claude --token-file ./token"
+  weir agent refresh claude --token-file ./token
+  weir agent assign claude --pid 4711
+  weir agent unit claude"
     )]
     Agent(agents::AgentVerb),
     /// Test the way to the servers of connections.
@@ -118,7 +123,7 @@ Examples:
   weir connection test orders"
     )]
     Connection(connections::ConnectionVerb),
-    /// Check policies, load them anew, say who may do what.
+    /// Check and test policies, load them anew, say who may do what, propose some.
     #[command(
         subcommand,
         after_help = "\
@@ -418,87 +423,6 @@ fn detach(path: &Path) -> Result<ExitCode> {
         writeln!(out, "{what}")?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Where the daemon listens. Starters cannot read the configuration, and a daemon serves on while it is being edited: so
-/// the default place serves without it. Whoever names a configuration means that one.
-fn control_socket(path: &Path) -> Result<PathBuf> {
-    match Config::load(path) {
-        Ok(config) => Ok(config.control_socket()),
-        Err(_) if path == Path::new(DEFAULT_PATH) => Ok(PathBuf::from("/run/weir/control.sock")),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn connect(path: &Path) -> Result<Client> {
-    Ok(Client::connect(&control_socket(path)?)?)
-}
-
-/// Asks for one row.
-fn ask_row(path: &Path, request: &Request) -> Result<serde_json::Value> {
-    match connect(path)?.request(request, &[])? {
-        Reply::Row { row } => Ok(row),
-        reply => Err(refused(reply)),
-    }
-}
-
-/// Asks for a text, and shows it.
-fn print_text(path: &Path, request: &Request) -> Result<ExitCode> {
-    match connect(path)?.request(request, &[])? {
-        Reply::Text { text } => {
-            writeln!(io::stdout().lock(), "{}", crate::show::lines(&text, usize::MAX))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        reply => Err(refused(reply)),
-    }
-}
-
-/// Asks for rows, and gives each to `each`.
-fn ask_rows(path: &Path, request: &Request, mut each: impl FnMut(serde_json::Value) -> Result<()>) -> Result<()> {
-    let mut client = connect(path)?;
-    client.send(request, &[])?;
-    while let Some(reply) = client.recv()? {
-        match reply {
-            Reply::Row { row } => each(row)?,
-            Reply::Done => return Ok(()),
-            reply => return Err(refused(reply)),
-        }
-    }
-    bail!("the daemon closed the connection before it was done")
-}
-
-/// What a reply means that is not the expected one.
-fn refused(reply: Reply) -> anyhow::Error {
-    match reply {
-        Reply::Failed { message, .. } => anyhow::anyhow!("{}", crate::show::lines(&message, usize::MAX)),
-        Reply::Text { .. }
-        | Reply::Row { .. }
-        | Reply::Done
-        | Reply::Started { .. }
-        | Reply::Stopped { .. }
-        | Reply::Exited { .. }
-        | Reply::Killed { .. } => anyhow::anyhow!("the daemon gave an answer of another verb; is it the same version?"),
-    }
-}
-
-fn print_json(row: &impl serde::Serialize) -> Result<ExitCode> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, row)?;
-    writeln!(out)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// A JSON value in a line for people.
-fn plain(value: &serde_json::Value) -> String {
-    match value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Object(fields) => {
-            fields.iter().map(|(key, value)| format!("{key}: {}", plain(value))).collect::<Vec<_>>().join(", ")
-        }
-        serde_json::Value::Array(items) if items.is_empty() => "nothing".to_owned(),
-        serde_json::Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join("; "),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

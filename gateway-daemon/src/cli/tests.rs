@@ -28,7 +28,7 @@ fn the_command_line_is_well_formed() {
 }
 
 #[test]
-fn every_verb_s_help_is_as_it_was_reviewed() {
+fn every_verb_s_help_is_its_snapshot() {
     let command = command();
     for mut verb in [vec![command.clone()], verbs(&command)].concat() {
         insta::assert_snapshot!(words(&verb).replace(' ', "-"), verb.render_long_help());

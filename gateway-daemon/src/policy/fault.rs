@@ -123,7 +123,7 @@ pub enum FaultKind {
     /// A `@description` that is empty, too long or holds control characters.
     #[error("the `@description` is empty, longer than {MAX_DESCRIPTION_BYTES} bytes, or holds control characters")]
     BadDescription,
-    /// `@approval`, which a later version understands.
+    /// `@approval`, which would ask for a person's consent: nothing here does.
     #[error("`@approval` is not supported by this version, so this policy would allow what should be held")]
     Approval,
     /// An annotation that Weir doesn't know.

@@ -217,8 +217,7 @@ pub struct Request {
     /// The decision.
     #[n(8)]
     pub decision: DecisionRecord,
-    /// What an Execute runs that an earlier request made; absent where there is none, and in records of versions that
-    /// did not keep it.
+    /// What an Execute runs that an earlier request made; absent where there is none.
     #[n(9)]
     #[serde(default)]
     pub runs: Option<Runs>,
@@ -252,8 +251,8 @@ pub struct DecisionRecord {
     /// Why it was denied; empty when allowed.
     #[n(3)]
     pub reason: String,
-    /// What the policies denied. Absent where it was allowed, where Weir itself refused it whatever the policies say, and
-    /// in records of versions that did not keep it.
+    /// What the policies denied. Absent where it was allowed, where Weir itself refused it whatever the policies
+    /// say.
     #[n(4)]
     #[serde(default)]
     pub denied: Option<Denied>,

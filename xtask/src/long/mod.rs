@@ -12,6 +12,7 @@ use crate::{fuzz, test};
 Examples:
   cargo xtask long kernel-6.1                        run what needs the kernel on Debian 12's, in QEMU
   cargo xtask long fuzz --seconds 600                give each fuzz target ten minutes
+  cargo xtask long flood                             one agent's flood beside another's work; wants the machine for itself
   cargo xtask long no_answer_is_without_its_record   kill the daemon 200 times under load, not 20 times")]
 pub(crate) struct Options {
     /// `kernel-6.1`, `fuzz`, or part of the names of the tests to run with their long counts

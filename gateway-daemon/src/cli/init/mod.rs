@@ -291,6 +291,7 @@ fn next_steps(answers: &Answers, path: &Path, talkers: &[talkers::Talker]) -> Re
         steps
             .push(format!("look at the {count} [[allow]] proposed in {file}: who is not let through there is refused"));
     }
+    steps.push(format!("weir connection test{config}"));
     steps.push(format!("weir daemon{config}        (README.md has a systemd unit)"));
     steps.push(format!("weir doctor{config}"));
     steps.push(format!(
