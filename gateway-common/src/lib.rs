@@ -212,7 +212,7 @@ pub struct Config {
     pub listener_port: u32,
     /// A [`Guard`]. Whatever isn't a known one is taken for [`Guard::Host`].
     pub guard: u32,
-    /// Not 0 while some agent's egress is closed: then every connect of the host asks whose it is.
+    /// Not 0 while some agent's egress is closed, or there is a fence: then every connect of the host asks whose it is.
     pub closed: u32,
 }
 
@@ -309,7 +309,7 @@ wire_enum! {
         Daemon = 2,
         /// Allowed by configuration.
         Allowed = 3,
-        /// Below it nobody passes but who lies in an agent's.
+        /// Below it nobody reaches anything but who lies in an agent's.
         Fence = 4,
     }
 }
@@ -358,6 +358,8 @@ wire_enum! {
         NotAllowed = 10,
         /// The packet has IP options or a routing header, by which it may go elsewhere than was asked for.
         SourceRoute = 11,
+        /// The task lies below a fence and in no agent's cgroup, and reaches nothing.
+        Fenced = 12,
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
 const IPPROTO_ICMP: u32 = 1;
 const IPPROTO_ICMPV6: u32 = 58;
 
-/// Judges a call on an address that is not protected. Costs nobody a look-up while the port isn't listed and no agent is
-/// closed.
+/// Judges a call on an address that is not protected. Costs nobody a look-up while the port isn't listed, no agent is
+/// closed, and there is no fence.
 #[inline(always)]
 pub fn check(call: *mut bpf_sock_addr, family: Family, asked: &Destination, listed: bool) -> Result<(), Reason> {
     if !listed && !is_any_closed() {
@@ -29,7 +29,7 @@ pub fn check(call: *mut bpf_sock_addr, family: Family, asked: &Destination, list
     }
 }
 
-/// Whether some agent's egress is closed; no configuration counts as yes.
+/// Whether some agent's egress is closed, as it is below a fence; no configuration counts as yes.
 #[inline(always)]
 pub fn is_any_closed() -> bool {
     config().is_none_or(|config| config.closed != 0)

@@ -34,9 +34,11 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         (SOCK_DGRAM, IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6) => return 1,
         _ => {}
     }
-    if task::agent().is_none() {
-        return 1;
-    }
-    event::refused(Operation::Socket, Reason::SocketKind, &Destination { port: 0, address: [0; 4] }, &kind);
+    let reason = match task::agent_in_reach() {
+        Ok(None) => return 1,
+        Ok(Some(_)) => Reason::SocketKind,
+        Err(reason) => reason,
+    };
+    event::refused(Operation::Socket, reason, &Destination { port: 0, address: [0; 4] }, &kind);
     0
 }

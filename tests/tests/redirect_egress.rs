@@ -299,6 +299,43 @@ async fn a_packet_that_names_its_own_hops_does_not_leave_an_agent() -> Result<()
     Ok(())
 }
 
+#[test]
+fn below_a_fence_nothing_is_reached_but_from_an_agents_cgroup() -> Result<()> {
+    let field = Field::new()?;
+    let address = SocketAddr::new(field.v4(9).ip(), field.own_port() + 200);
+    let server = Server::start(address)?;
+    let kernel = field.start()?;
+    let (slice, fence) = field.cgroup("weir.slice")?;
+    let (anew, _) = field.cgroup("weir.slice/anew")?;
+    kernel.set_fence(fence)?;
+    let (open, _) = enrolled(&field, &kernel, "weir.slice/open", Egress::OPEN)?;
+    let (outside, _) = field.cgroup("outside")?;
+    for way in STREAMS.iter().chain(&DATAGRAMS) {
+        for cgroup in [&slice, &anew] {
+            let outcome = field.connector(cgroup, &[way, &address.to_string()]).run()?;
+            assert!(outcome.is_refused(), "{way}: {outcome:?}");
+        }
+        for cgroup in [&open, &outside] {
+            let outcome = field.connector(cgroup, &[way, &address.to_string()]).run()?;
+            assert!(passed(&outcome), "{way}: {outcome:?}");
+        }
+    }
+    for ping in ["127.0.0.9:0", "[::1]:0"] {
+        let send = |cgroup: &Path| field.connector(cgroup, &["ping", ping]).in_network_namespace().run();
+        assert!(unsent(&send(&anew)?, ping.parse()?), "{ping}");
+        assert_eq!(send(&open)?.errno, None, "{ping}");
+    }
+    let raw = |cgroup: &Path| field.connector(cgroup, &["socket", "2", "3", "255"]).run();
+    assert!(raw(&anew)?.is_refused());
+    assert_eq!(raw(&outside)?.errno, None);
+    assert_eq!(server.reached(), STREAMS.len() * 2);
+    // An agent that goes leaves the fence as it was.
+    let (_, closed) = enrolled(&field, &kernel, "closed", CLOSED)?;
+    kernel.unenrol(closed)?;
+    assert!(field.connect(&anew, address)?.is_refused());
+    Ok(())
+}
+
 #[tokio::test]
 async fn each_refusal_is_told_with_its_mode_and_destination() -> Result<()> {
     let field = Field::new()?;

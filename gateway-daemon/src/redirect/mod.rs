@@ -335,13 +335,13 @@ impl Kernel {
         self.state().set_agent_uids(ranges)
     }
 
-    /// Makes this the cgroup below which nobody passes but who lies in an agent's.
+    /// Makes this the cgroup below which nobody reaches anything but who lies in an agent's.
     ///
     /// # Errors
     ///
     /// When it is something else already.
     pub fn set_fence(&self, cgroup: CgroupId) -> Result<(), RedirectError> {
-        self.state().set_cgroups(CgroupKind::Fence, &[cgroup])
+        self.state().set_fence(cgroup)
     }
 
     /// Makes this the daemon's cgroup.

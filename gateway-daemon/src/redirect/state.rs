@@ -198,6 +198,12 @@ impl State {
         wanted.iter().try_for_each(|&cgroup| self.insert_cgroup(cgroup, kind))
     }
 
+    /// Makes this the fence, and nothing else: what is below is closed, so the programs must look before it stands.
+    pub(super) fn set_fence(&mut self, cgroup: CgroupId) -> Result<(), RedirectError> {
+        self.set_closed(true)?;
+        self.set_cgroups(CgroupKind::Fence, &[cgroup])
+    }
+
     fn insert_cgroup(&mut self, cgroup: CgroupId, kind: CgroupKind) -> Result<(), RedirectError> {
         self.cgroups.insert(cgroup.get(), kind.wire(), 0).map_err(failed(maps::CGROUPS))
     }
@@ -267,14 +273,15 @@ impl State {
         self.egress.insert(cgroup.get(), gateway_common::Egress::from(egress), 0).map_err(failed(maps::EGRESS))
     }
 
-    /// Whether some rule is closed, for the programs.
+    /// Whether some rule is closed, or there is a fence, for the programs.
     fn note_closed(&mut self) -> Result<(), RedirectError> {
         let rules: Vec<_> = self.egress.iter().collect::<Result<_, _>>().map_err(failed(maps::EGRESS))?;
         let closes = |mode| match EgressMode::from_wire(mode) {
             Some(EgressMode::Open | EgressMode::Databases) => false,
             Some(EgressMode::Closed) | None => true,
         };
-        self.set_closed(rules.iter().any(|(_, rule)| closes(rule.mode)))
+        let fenced = !self.cgroups(CgroupKind::Fence)?.is_empty();
+        self.set_closed(fenced || rules.iter().any(|(_, rule)| closes(rule.mode)))
     }
 
     fn set_closed(&mut self, closed: bool) -> Result<(), RedirectError> {

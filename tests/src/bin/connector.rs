@@ -44,7 +44,10 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments.as_slice() {
         ["tcp", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::Blocking),
-        ["mptcp", address] => talk(&stream(address.parse()?, Some(MPTCP))?, address.parse()?, Way::Blocking),
+        ["mptcp", address] => {
+            let address = address.parse()?;
+            stream(address, Some(MPTCP)).and_then(|socket| talk(&socket, address, Way::Blocking))
+        }
         ["fastopen", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::FastOpen),
         ["nonblocking", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::NonBlocking),
         ["uring", address] => through_ring(None, Worker::Inline, address.parse()?)?,
