@@ -11,7 +11,7 @@
 use core::mem::{align_of, offset_of, size_of};
 
 /// Names the layout of everything in this crate: the folder below which maps and links are pinned.
-pub const LAYOUT: &str = "layout-2";
+pub const LAYOUT: &str = "layout-3";
 
 /// The deepest level of a cgroup, counted from the hierarchy's root, that the programs look at. What lies deeper is
 /// refused, since a loop in a program needs an end.
@@ -49,13 +49,15 @@ pub mod maps {
     pub const PENDING: &str = "PENDING";
     /// `SkStorage<Note>`: the note of a socket.
     pub const NOTES: &str = "NOTES";
+    /// `SkStorage<u32>`: whose doing it is that a socket's packets name hops of their own, a [`crate::RouteOf`].
+    pub const ROUTES: &str = "ROUTES";
     /// `RingBuf` of [`crate::KernelEvent`]s.
     pub const EVENTS: &str = "EVENTS";
     /// `PerCpuArray<u64, 1>`: events that found the ring full.
     pub const DROPPED: &str = "DROPPED";
 
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         CONFIG,
         PORTS,
         TARGETS,
@@ -66,6 +68,7 @@ pub mod maps {
         EGRESS_ALLOWED,
         PENDING,
         NOTES,
+        ROUTES,
         EVENTS,
         DROPPED,
     ];
@@ -88,11 +91,12 @@ pub mod maps {
 
 /// The programs' names, in the order in which they are attached: what carries notes and keeps the port stands before
 /// what writes the first note.
-pub const PROGRAMS: [&str; 11] = [
+pub const PROGRAMS: [&str; 12] = [
     "carry_note",
     "bind4",
     "bind6",
     "sock_create",
+    "setsockopt",
     "packets",
     "getpeername4",
     "getpeername6",
@@ -301,6 +305,16 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// Whose doing it is that a socket's packets name hops of their own.
+    RouteOf {
+        /// No agent's.
+        Others = 1,
+        /// An agent's.
+        Agent = 2,
+    }
+}
+
+wire_enum! {
     /// What a cgroup in [`maps::CGROUPS`] is. An agent's wins over the others, wherever it lies.
     CgroupKind {
         /// An enrolled agent's: redirected.
@@ -329,6 +343,8 @@ wire_enum! {
         Carry = 5,
         /// A packet that left a socket.
         Packet = 6,
+        /// `setsockopt`.
+        Option = 7,
     }
 }
 
@@ -356,7 +372,7 @@ wire_enum! {
         PortListed = 9,
         /// The agent's egress is `closed`, and the address isn't allowed to it.
         NotAllowed = 10,
-        /// The packet has IP options or a routing header, by which it may go elsewhere than was asked for.
+        /// The packet or socket has IP options or a routing header, by which packets may go elsewhere than was asked for.
         SourceRoute = 11,
         /// The task lies below a fence and in no agent's cgroup, and reaches nothing.
         Fenced = 12,

@@ -10,7 +10,7 @@ use crate::{
     context::{Family, destination, load, set_destination, socket, wire_port},
     egress, event,
     maps::config,
-    note,
+    note, route,
     target::{self, IPPROTO_TCP, LOOPBACK4, LOOPBACK6, Target},
     task::{self, Standing},
 };
@@ -44,6 +44,7 @@ fn connect(call: *mut bpf_sock_addr, family: Family) -> i32 {
 /// `Some`: go there instead; the note is written.
 #[inline(always)]
 fn decide(call: *mut bpf_sock_addr, family: Family, asked: &Destination) -> Result<Option<Destination>, Reason> {
+    route::check(socket(call))?;
     let connection = match target::of(call, family, asked) {
         Target::Other { listed } => return egress::check(call, family, asked, listed).map(|()| None),
         Target::Listener => {

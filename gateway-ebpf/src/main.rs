@@ -27,8 +27,11 @@ mod maps;
 mod memory;
 mod note;
 mod packets;
+mod route;
 mod sendmsg;
+mod setsockopt;
 mod sock_create;
+mod storage;
 mod target;
 mod task;
 

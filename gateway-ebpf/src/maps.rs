@@ -43,6 +43,9 @@ pub static PENDING: HashMap<Flow, Note, { maps::PENDING_CAPACITY }, ON_DEMAND> =
 pub static NOTES: SkStorage<Note> = SkStorage::new();
 
 #[btf_map]
+pub static ROUTES: SkStorage<u32> = SkStorage::new();
+
+#[btf_map]
 pub static EVENTS: RingBuf<KernelEvent, { maps::EVENTS_BYTES }> = RingBuf::new();
 
 #[btf_map]

@@ -6,11 +6,7 @@
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 use gateway_common::{Destination, Operation, Reason};
 
-use crate::{
-    context::load,
-    event::{self, SocketKind},
-    task,
-};
+use crate::{context::kind, event, task};
 
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
@@ -22,12 +18,7 @@ const IPPROTO_MPTCP: u32 = 262;
 
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
-    let socket = ctx.sock;
-    let kind = SocketKind {
-        family: load!((*socket).family),
-        socket_type: load!((*socket).type_),
-        protocol: load!((*socket).protocol),
-    };
+    let kind = kind(ctx.sock);
     // First what every program makes all day, so that it costs three loads.
     match (kind.socket_type, kind.protocol) {
         (SOCK_STREAM, IPPROTO_TCP | IPPROTO_MPTCP) => return 1,

@@ -67,7 +67,7 @@ fn after_the_daemon_is_killed_agents_are_refused_and_the_next_one_serves_them() 
     Ok(())
 }
 
-/// Starts over the pins, each of which updates eleven links.
+/// Starts over the pins, each of which updates twelve links.
 const RESTARTS: usize = 10;
 
 #[test]

@@ -418,6 +418,7 @@ fn load(pins: &Pins) -> Result<Ebpf, RedirectError> {
             Some(Program::CgroupSockAddr(program)) => program.load(),
             Some(Program::CgroupSock(program)) => program.load(),
             Some(Program::CgroupSkb(program)) => program.load(),
+            Some(Program::CgroupSockopt(program)) => program.load(),
             Some(Program::SockOps(program)) => program.load(),
             _ => return Err(RedirectError::Object { missing: name.to_owned() }),
         };

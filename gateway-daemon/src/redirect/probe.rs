@@ -64,6 +64,7 @@ pub fn probe(pins: &Path, listener_port: u16) -> Vec<Check> {
         ),
         check("programs on connect, bind and datagrams", program(ProgramType::CgroupSockAddr), BPF_MEND),
         check("programs on making sockets", program(ProgramType::CgroupSock), BPF_MEND),
+        check("programs on socket options", program(ProgramType::CgroupSockopt), BPF_MEND),
         check("programs on packets", program(ProgramType::CgroupSkb), BPF_MEND),
         check("programs on TCP's states", program(ProgramType::SockOps), BPF_MEND),
         check("socket storage", map(MapType::SkStorage), BPF_MEND),
