@@ -45,6 +45,11 @@ pub mod maps {
     pub const EGRESS: &str = "EGRESS";
     /// `LpmTrie<EgressTarget, u32>`: what single agents may reach all the same; the value 1 allows, any other does not.
     pub const EGRESS_ALLOWED: &str = "EGRESS_ALLOWED";
+    /// `Array<u64, CGROUPS_CAPACITY>`: how many entries of [`PENDING`] each agent's cgroup may have there, by
+    /// [`crate::Egress::slot`].
+    pub const HANDSHAKES: &str = "HANDSHAKES";
+    /// `SkStorage<u32>`: of a client's socket that is counted in [`HANDSHAKES`], the place plus one, else 0.
+    pub const COUNTED: &str = "COUNTED";
     /// `HashMap<Flow, Note>`: connections whose handshake runs.
     pub const PENDING: &str = "PENDING";
     /// `SkStorage<Note>`: the note of a socket.
@@ -57,7 +62,7 @@ pub mod maps {
     pub const DROPPED: &str = "DROPPED";
 
     /// All of them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 15] = [
         CONFIG,
         PORTS,
         TARGETS,
@@ -66,6 +71,8 @@ pub mod maps {
         AGENT_UIDS,
         EGRESS,
         EGRESS_ALLOWED,
+        HANDSHAKES,
+        COUNTED,
         PENDING,
         NOTES,
         ROUTES,
@@ -75,7 +82,7 @@ pub mod maps {
 
     /// Entries of [`TARGETS`].
     pub const TARGETS_CAPACITY: usize = 65_536;
-    /// Entries of [`CGROUPS`], and of [`EGRESS`].
+    /// Entries of [`CGROUPS`], of [`EGRESS`], and of [`HANDSHAKES`].
     pub const CGROUPS_CAPACITY: usize = 16_384;
     /// Entries of [`ALLOWED_UIDS`].
     pub const ALLOWED_UIDS_CAPACITY: usize = 1_024;
@@ -83,11 +90,15 @@ pub mod maps {
     pub const AGENT_UIDS_CAPACITY: usize = 65_536;
     /// Entries of [`EGRESS_ALLOWED`]; a range of ports takes one for each port.
     pub const EGRESS_ALLOWED_CAPACITY: usize = 65_536;
-    /// Entries of [`PENDING`]: one for each handshake that runs.
-    pub const PENDING_CAPACITY: usize = 65_536;
+    /// Entries of [`PENDING`]: one for each handshake that runs. More than a hundred agents that each have as many as they
+    /// may do not fill it.
+    pub const PENDING_CAPACITY: usize = 262_144;
     /// Bytes of [`EVENTS`].
     pub const EVENTS_BYTES: usize = 256 * 1024;
 }
+
+/// Handshakes with the listener that one agent's cgroup may have under way; its next connect is refused.
+pub const MOST_HANDSHAKES: u64 = 2_048;
 
 /// The programs' names, in the order in which they are attached: what carries notes and keeps the port stands before
 /// what writes the first note.
@@ -157,6 +168,8 @@ pub struct Egress {
     pub mode: u32,
     /// The agent's number in [`maps::EGRESS_ALLOWED`].
     pub agent: u32,
+    /// The cgroup's own place in [`maps::HANDSHAKES`].
+    pub slot: u32,
 }
 
 /// The key of [`maps::EGRESS_ALLOWED`].
@@ -376,6 +389,8 @@ wire_enum! {
         SourceRoute = 11,
         /// The task lies below a fence and in no agent's cgroup, and reaches nothing.
         Fenced = 12,
+        /// The agent has [`MOST_HANDSHAKES`] with the listener under way.
+        Handshakes = 13,
     }
 }
 
@@ -394,7 +409,7 @@ const _: () = {
 
     assert!(size_of::<Config>() == 12 && offset_of!(Config, guard) == 4 && offset_of!(Config, closed) == 8);
 
-    assert!(size_of::<Egress>() == 8 && offset_of!(Egress, agent) == 4);
+    assert!(size_of::<Egress>() == 12 && offset_of!(Egress, agent) == 4 && offset_of!(Egress, slot) == 8);
     assert!(size_of::<EgressTarget>() == 24 && align_of::<EgressTarget>() == 4);
     assert!(offset_of!(EgressTarget, port) == 4 && offset_of!(EgressTarget, address) == 8);
 

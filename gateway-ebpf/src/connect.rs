@@ -8,7 +8,7 @@ use gateway_common::{Destination, MAPPED, NO_CONNECTION, Note, Operation, Reason
 
 use crate::{
     context::{Family, destination, load, set_destination, socket, wire_port},
-    egress, event,
+    egress, event, handshakes,
     maps::config,
     note, route,
     target::{self, IPPROTO_TCP, LOOPBACK4, LOOPBACK6, Target},
@@ -75,6 +75,7 @@ fn decide(call: *mut bpf_sock_addr, family: Family, asked: &Destination) -> Resu
     if load!((*call).protocol) != IPPROTO_TCP {
         return Err(Reason::NotTcp);
     }
+    handshakes::check(cgroup)?;
     let port = config().ok_or(Reason::NoteLost)?.listener_port;
     let mut note = Note { cgroup, destination: *asked, connection, pid: task::pid(), uid: task::uid() };
     note::write(socket(call), &mut note).map_err(|()| Reason::NoteLost)?;

@@ -48,7 +48,7 @@ pub use self::{
     survey::AttachedProgram,
     target::{Network, NetworkError, Protected, UidRange, connection_of},
 };
-pub use gateway_common::{CgroupKind, Guard, LAYOUT, Operation, Reason};
+pub use gateway_common::{CgroupKind, Guard, LAYOUT, MOST_HANDSHAKES, Operation, Reason};
 pub(crate) use target::to_socket_address;
 
 /// The programs, as gateway-daemon's build script made them.
@@ -222,7 +222,8 @@ struct EventSources {
 
 impl Kernel {
     /// Loads the programs, over pinned maps where an earlier daemon left some, and attaches them at the scope, or puts
-    /// them into the links that stand there. Links of other versions' layouts go after this one's stand.
+    /// them into the links that stand there. Links of other versions' layouts go after this one's stand; agents' cgroups and
+    /// the fence are taken over from them.
     ///
     /// # Errors
     ///
@@ -241,6 +242,7 @@ impl Kernel {
         state.set_cgroups(CgroupKind::Allowed, &settings.allowed_cgroups)?;
         state.set_allowed_uids(&settings.allowed_uids)?;
         state.start_egress(&settings.egress)?;
+        state.carry_over(&pins.cgroups_of_others()?, &settings.egress)?;
 
         for name in PROGRAMS {
             pins.install(name, descriptor(&ebpf, name)?, &scope)?;
@@ -376,6 +378,16 @@ impl Kernel {
     /// Connections to the listener whose handshake runs.
     pub fn pending_entries(&self) -> usize {
         self.state().pending()
+    }
+
+    /// How many handshakes the agents are counted for: those that run, and those of which the agent's side has not heard
+    /// anything since. No more than [`MOST_HANDSHAKES`] of each.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn counted_handshakes(&self) -> Result<u64, RedirectError> {
+        self.state().handshakes()
     }
 
     /// All programs attached at the scope, others' included.
