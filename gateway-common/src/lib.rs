@@ -129,6 +129,9 @@ pub const TASK_FROM: &str = "TASK_FROM";
 /// The name of the programs' constant that is a [`TaskLayout`].
 pub const TASK_LAYOUT: &str = "TASK_LAYOUT";
 
+/// The name of the programs' constant that is not 0 on a kernel with MPTCP.
+pub const HAS_MPTCP: &str = "HAS_MPTCP";
+
 /// Where the kernel's structures have what leads from a task to its cgroups: offsets in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -391,6 +394,8 @@ wire_enum! {
         Fenced = 12,
         /// The agent has [`MOST_HANDSHAKES`] with the listener under way.
         Handshakes = 13,
+        /// The agent's egress is `closed`, and MPTCP opens further connections by itself.
+        Multipath = 14,
     }
 }
 

@@ -112,7 +112,7 @@ fn closed_refuses_all_by_every_way_but_what_is_declared_or_allowed() -> Result<(
             }
         }
         let outcome = field.connector(&agent, &[way, &at(10).to_string()]).run()?;
-        assert!(passed(&outcome), "{way}: {outcome:?}");
+        assert_eq!((passed(&outcome), outcome.is_refused()), (*way != "mptcp", *way == "mptcp"), "{way}: {outcome:?}");
         let outcome = field.connector(&other, &[way, &at(10).to_string()]).run()?;
         assert!(outcome.is_refused(), "allowed to another: {way}: {outcome:?}");
     }
@@ -125,7 +125,7 @@ fn closed_refuses_all_by_every_way_but_what_is_declared_or_allowed() -> Result<(
     assert!(field.connect(&agent, field.v4(1))?.is_redirected(id, field.v4(1)));
     assert_eq!(field.connect(&outside, at(9))?.answer, Some(Answer::Server));
     assert_eq!(servers.iter().map(Server::reached).sum::<usize>(), 1);
-    assert_eq!(permitted.reached(), STREAMS.len());
+    assert_eq!(permitted.reached(), STREAMS.len() - 1);
     Ok(())
 }
 
@@ -246,6 +246,33 @@ fn a_socket_from_outside_names_no_destination_for_a_closed_agent() -> Result<()>
         assert!(unsent(&outcome, address), "{text}: {outcome:?}");
     }
     assert_eq!(server.reached(), 0);
+    Ok(())
+}
+
+#[test]
+fn mptcp_leads_a_closed_agent_nowhere_not_even_where_it_may_go_whoever_made_the_socket() -> Result<()> {
+    let field = Field::new()?;
+    let address = SocketAddr::new(field.v4(9).ip(), field.own_port() + 200);
+    let server = Server::start(address)?;
+    let kernel = field.start()?;
+    let (agent, _) = enrolled(&field, &kernel, "agent", CLOSED)?;
+    let (databases, _) = enrolled(&field, &kernel, "databases", DATABASES)?;
+    let (outside, _) = field.cgroup("outside")?;
+    kernel.set_egress_allowed(&[allowed(1, address)])?;
+    let handed = |give: &str, user: &Path| -> Result<Outcome> {
+        let (theirs, ours) = UnixStream::pair()?;
+        let given = field.connector(&outside, &[give]).stdin(theirs.into()).run()?;
+        assert_eq!(given.errno, None, "{give}");
+        field.connector(user, &["take", &address.to_string()]).stdin(ours.into()).run()
+    };
+    assert_eq!(handed("give", &agent)?.answer, Some(Answer::Server));
+    assert!(handed("give-mptcp", &agent)?.is_refused());
+    assert!(field.connector(&agent, &["mptcp", &address.to_string()]).run()?.is_refused());
+    for other in [&databases, &outside] {
+        assert_eq!(handed("give-mptcp", other)?.answer, Some(Answer::Server));
+        assert_eq!(field.connector(other, &["mptcp", &address.to_string()]).run()?.answer, Some(Answer::Server));
+    }
+    assert_eq!(server.reached(), 5);
     Ok(())
 }
 

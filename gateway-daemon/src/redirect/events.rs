@@ -39,6 +39,7 @@ impl KernelEvent {
             (_, Reason::Ambiguous) => "connect to no address from a bound socket",
             (_, Reason::NoteLost) => "connect while the kernel had no room for its note",
             (_, Reason::Handshakes) => "connect while as many of the agent's were unanswered as may be",
+            (_, Reason::Multipath) => "egress closed: mptcp, which opens further connections by itself",
             (_, Reason::PortKept) => "bind to the listener's port",
             (Operation::Connect, Reason::PortListed) => "egress databases: connect to a listed port",
             (_, Reason::PortListed) => "egress databases: datagram to a listed port",

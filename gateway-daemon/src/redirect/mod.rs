@@ -34,7 +34,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use gateway_common::{Note, PROGRAMS, TASK_FROM, TASK_LAYOUT, maps};
+use gateway_common::{HAS_MPTCP, Note, PROGRAMS, TASK_FROM, TASK_LAYOUT, maps};
 
 use self::{cgroup::CgroupId, events::ToTracing, pins::Pins, state::State};
 pub use self::{
@@ -424,6 +424,8 @@ fn load(pins: &Pins) -> Result<Ebpf, RedirectError> {
     }
     loader.override_global(TASK_FROM, &from, true);
     loader.override_global(TASK_LAYOUT, &layout, true);
+    let has_mptcp = u32::from(probe::has_mptcp());
+    loader.override_global(HAS_MPTCP, &has_mptcp, true);
     let mut ebpf = loader.load(OBJECT).map_err(|source| RedirectError::Load { source: Box::new(source) })?;
     for name in PROGRAMS {
         let result = match ebpf.program_mut(name) {

@@ -97,6 +97,10 @@ fn main() -> Result<()> {
             give(&stream(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None)?)?;
             Ok(Outcome::default())
         }
+        ["give-mptcp"] => {
+            give(&stream(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(MPTCP))?)?;
+            Ok(Outcome::default())
+        }
         ["give-used", address] => {
             let socket = stream(address.parse()?, None)?;
             let outcome = talk(&socket, address.parse()?, Way::Blocking);
