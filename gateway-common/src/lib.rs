@@ -11,7 +11,7 @@
 use core::mem::{align_of, offset_of, size_of};
 
 /// Names the layout of everything in this crate: the folder below which maps and links are pinned.
-pub const LAYOUT: &str = "layout-2";
+pub const LAYOUT: &str = "layout-3";
 
 /// The deepest level of a cgroup, counted from the hierarchy's root, that the programs look at. What lies deeper is
 /// refused, since a loop in a program needs an end.
@@ -45,17 +45,24 @@ pub mod maps {
     pub const EGRESS: &str = "EGRESS";
     /// `LpmTrie<EgressTarget, u32>`: what single agents may reach all the same; the value 1 allows, any other does not.
     pub const EGRESS_ALLOWED: &str = "EGRESS_ALLOWED";
+    /// `Array<u64, CGROUPS_CAPACITY>`: how many entries of [`PENDING`] each agent's cgroup may have there, by
+    /// [`crate::Egress::slot`].
+    pub const HANDSHAKES: &str = "HANDSHAKES";
+    /// `SkStorage<u32>`: of a client's socket that is counted in [`HANDSHAKES`], the place plus one, else 0.
+    pub const COUNTED: &str = "COUNTED";
     /// `HashMap<Flow, Note>`: connections whose handshake runs.
     pub const PENDING: &str = "PENDING";
     /// `SkStorage<Note>`: the note of a socket.
     pub const NOTES: &str = "NOTES";
+    /// `SkStorage<u32>`: whose doing it is that a socket's packets name hops of their own, a [`crate::RouteOf`].
+    pub const ROUTES: &str = "ROUTES";
     /// `RingBuf` of [`crate::KernelEvent`]s.
     pub const EVENTS: &str = "EVENTS";
     /// `PerCpuArray<u64, 1>`: events that found the ring full.
     pub const DROPPED: &str = "DROPPED";
 
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 15] = [
         CONFIG,
         PORTS,
         TARGETS,
@@ -64,15 +71,18 @@ pub mod maps {
         AGENT_UIDS,
         EGRESS,
         EGRESS_ALLOWED,
+        HANDSHAKES,
+        COUNTED,
         PENDING,
         NOTES,
+        ROUTES,
         EVENTS,
         DROPPED,
     ];
 
     /// Entries of [`TARGETS`].
     pub const TARGETS_CAPACITY: usize = 65_536;
-    /// Entries of [`CGROUPS`], and of [`EGRESS`].
+    /// Entries of [`CGROUPS`], of [`EGRESS`], and of [`HANDSHAKES`].
     pub const CGROUPS_CAPACITY: usize = 16_384;
     /// Entries of [`ALLOWED_UIDS`].
     pub const ALLOWED_UIDS_CAPACITY: usize = 1_024;
@@ -80,19 +90,24 @@ pub mod maps {
     pub const AGENT_UIDS_CAPACITY: usize = 65_536;
     /// Entries of [`EGRESS_ALLOWED`]; a range of ports takes one for each port.
     pub const EGRESS_ALLOWED_CAPACITY: usize = 65_536;
-    /// Entries of [`PENDING`]: one for each handshake that runs.
-    pub const PENDING_CAPACITY: usize = 65_536;
+    /// Entries of [`PENDING`]: one for each handshake that runs. More than a hundred agents that each have as many as they
+    /// may do not fill it.
+    pub const PENDING_CAPACITY: usize = 262_144;
     /// Bytes of [`EVENTS`].
     pub const EVENTS_BYTES: usize = 256 * 1024;
 }
 
+/// Handshakes with the listener that one agent's cgroup may have under way; its next connect is refused.
+pub const MOST_HANDSHAKES: u64 = 2_048;
+
 /// The programs' names, in the order in which they are attached: what carries notes and keeps the port stands before
 /// what writes the first note.
-pub const PROGRAMS: [&str; 11] = [
+pub const PROGRAMS: [&str; 12] = [
     "carry_note",
     "bind4",
     "bind6",
     "sock_create",
+    "setsockopt",
     "packets",
     "getpeername4",
     "getpeername6",
@@ -113,6 +128,9 @@ pub const PORT_LISTED: u32 = 4;
 pub const TASK_FROM: &str = "TASK_FROM";
 /// The name of the programs' constant that is a [`TaskLayout`].
 pub const TASK_LAYOUT: &str = "TASK_LAYOUT";
+
+/// The name of the programs' constant that is not 0 on a kernel with MPTCP.
+pub const HAS_MPTCP: &str = "HAS_MPTCP";
 
 /// Where the kernel's structures have what leads from a task to its cgroups: offsets in bytes.
 #[repr(C)]
@@ -153,6 +171,8 @@ pub struct Egress {
     pub mode: u32,
     /// The agent's number in [`maps::EGRESS_ALLOWED`].
     pub agent: u32,
+    /// The cgroup's own place in [`maps::HANDSHAKES`].
+    pub slot: u32,
 }
 
 /// The key of [`maps::EGRESS_ALLOWED`].
@@ -212,7 +232,7 @@ pub struct Config {
     pub listener_port: u32,
     /// A [`Guard`]. Whatever isn't a known one is taken for [`Guard::Host`].
     pub guard: u32,
-    /// Not 0 while some agent's egress is closed: then every connect of the host asks whose it is.
+    /// Not 0 while some agent's egress is closed, or there is a fence: then every connect of the host asks whose it is.
     pub closed: u32,
 }
 
@@ -301,6 +321,16 @@ wire_enum! {
 }
 
 wire_enum! {
+    /// Whose doing it is that a socket's packets name hops of their own.
+    RouteOf {
+        /// No agent's.
+        Others = 1,
+        /// An agent's.
+        Agent = 2,
+    }
+}
+
+wire_enum! {
     /// What a cgroup in [`maps::CGROUPS`] is. An agent's wins over the others, wherever it lies.
     CgroupKind {
         /// An enrolled agent's: redirected.
@@ -309,7 +339,7 @@ wire_enum! {
         Daemon = 2,
         /// Allowed by configuration.
         Allowed = 3,
-        /// Below it nobody passes but who lies in an agent's.
+        /// Below it nobody reaches anything but who lies in an agent's.
         Fence = 4,
     }
 }
@@ -329,6 +359,8 @@ wire_enum! {
         Carry = 5,
         /// A packet that left a socket.
         Packet = 6,
+        /// `setsockopt`.
+        Option = 7,
     }
 }
 
@@ -356,8 +388,14 @@ wire_enum! {
         PortListed = 9,
         /// The agent's egress is `closed`, and the address isn't allowed to it.
         NotAllowed = 10,
-        /// The packet has IP options or a routing header, by which it may go elsewhere than was asked for.
+        /// The packet or socket has IP options or a routing header, by which packets may go elsewhere than was asked for.
         SourceRoute = 11,
+        /// The task lies below a fence and in no agent's cgroup, and reaches nothing.
+        Fenced = 12,
+        /// The agent has [`MOST_HANDSHAKES`] with the listener under way.
+        Handshakes = 13,
+        /// The agent's egress is `closed`, and MPTCP opens further connections by itself.
+        Multipath = 14,
     }
 }
 
@@ -376,7 +414,7 @@ const _: () = {
 
     assert!(size_of::<Config>() == 12 && offset_of!(Config, guard) == 4 && offset_of!(Config, closed) == 8);
 
-    assert!(size_of::<Egress>() == 8 && offset_of!(Egress, agent) == 4);
+    assert!(size_of::<Egress>() == 12 && offset_of!(Egress, agent) == 4 && offset_of!(Egress, slot) == 8);
     assert!(size_of::<EgressTarget>() == 24 && align_of::<EgressTarget>() == 4);
     assert!(offset_of!(EgressTarget, port) == 4 && offset_of!(EgressTarget, address) == 8);
 

@@ -3,19 +3,19 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
     },
     helpers::generated::bpf_get_netns_cookie,
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use aya_log_ebpf::warn;
-use gateway_common::{Flow, MAPPED};
+use gateway_common::{Flow, MAPPED, Note, Reason};
 
 use crate::{
     context::load,
-    event,
+    event, handshakes,
     maps::{PENDING, config},
     note,
 };
@@ -43,10 +43,22 @@ pub fn carry_note(ctx: SockOpsContext) -> u32 {
             if load!((*ops).__bindgen_anon_1.args[1]) != BPF_TCP_CLOSE {
                 return 1;
             }
-            let Some((_, flow)) = as_client(&ctx, local_port, remote_port) else { return 1 };
+            let Some((socket, flow)) = as_client(&ctx, local_port, remote_port) else { return 1 };
             // The connect came to nothing, or was taken over already. What stayed would speak for whoever connects
             // from this port next.
             let _ = PENDING.remove(flow);
+            handshakes::end(socket);
+        }
+        // The other end has answered.
+        BPF_SOCK_OPS_RTT_CB if remote_port == config.listener_port => {
+            let Some((socket, flow)) = as_client(&ctx, local_port, remote_port) else { return 1 };
+            // SAFETY: the entry isn't read.
+            if unsafe { PENDING.get(flow) }.is_none() {
+                handshakes::end(socket);
+                let flags = load!((*ops).bpf_sock_ops_cb_flags) & !BPF_SOCK_OPS_RTT_CB_FLAG;
+                // Otherwise it is only asked again.
+                let _ = ctx.set_cb_flags(flags as i32);
+            }
         }
         _ => {}
     }
@@ -61,14 +73,22 @@ fn hand_over(ctx: &SockOpsContext, socket: *mut bpf_sock, flow: &Flow) {
         let _ = PENDING.remove(flow);
         return;
     };
-    // First the callback that cleans up, then the entry. The call sets all flags: others' stay.
-    let flags = load!((*ctx.ops).bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
-    if ctx.set_cb_flags(flags as i32).is_err() || PENDING.insert(flow, note, 0).is_err() {
+    if let Err(reason) = enter(ctx, socket, flow, note) {
         // The listener will find no note and refuse the connection.
         let _ = PENDING.remove(flow);
-        event::note_lost(note);
-        warn!(ctx, "no room for the note of a connection from port {}", flow.from_port);
+        handshakes::end(socket);
+        event::not_carried(note, reason);
+        warn!(ctx, "the note of a connection from port {} is not carried", flow.from_port);
     }
+}
+
+/// First the count and the callbacks that clean up, then the entry. The call sets all flags: others' stay.
+#[inline(always)]
+fn enter(ctx: &SockOpsContext, socket: *mut bpf_sock, flow: &Flow, note: &Note) -> Result<(), Reason> {
+    handshakes::begin(socket, note.cgroup)?;
+    let flags = load!((*ctx.ops).bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG;
+    ctx.set_cb_flags(flags as i32).map_err(|_| Reason::NoteLost)?;
+    PENDING.insert(flow, note, 0).map_err(|_| Reason::NoteLost)
 }
 
 /// The handshake is done, on the listener's side.
@@ -77,7 +97,7 @@ fn take_over(ctx: &SockOpsContext, socket: *mut bpf_sock, flow: &Flow) {
     // SAFETY: copied at once. The entry is this flow's own: nobody writes it before the client's port is free again.
     let Some(mut note) = unsafe { PENDING.get(flow) }.copied() else { return };
     if note::write(socket, &mut note).is_err() {
-        event::note_lost(&note);
+        event::not_carried(&note, Reason::NoteLost);
         warn!(ctx, "no storage for the note of a connection from port {}", flow.from_port);
     }
     let _ = PENDING.remove(flow);

@@ -8,9 +8,9 @@ use gateway_common::{Destination, MAPPED, NO_CONNECTION, Note, Operation, Reason
 
 use crate::{
     context::{Family, destination, load, set_destination, socket, wire_port},
-    egress, event,
+    egress, event, handshakes,
     maps::config,
-    note,
+    note, route,
     target::{self, IPPROTO_TCP, LOOPBACK4, LOOPBACK6, Target},
     task::{self, Standing},
 };
@@ -44,6 +44,7 @@ fn connect(call: *mut bpf_sock_addr, family: Family) -> i32 {
 /// `Some`: go there instead; the note is written.
 #[inline(always)]
 fn decide(call: *mut bpf_sock_addr, family: Family, asked: &Destination) -> Result<Option<Destination>, Reason> {
+    route::check(socket(call))?;
     let connection = match target::of(call, family, asked) {
         Target::Other { listed } => return egress::check(call, family, asked, listed).map(|()| None),
         Target::Listener => {
@@ -74,6 +75,7 @@ fn decide(call: *mut bpf_sock_addr, family: Family, asked: &Destination) -> Resu
     if load!((*call).protocol) != IPPROTO_TCP {
         return Err(Reason::NotTcp);
     }
+    handshakes::check(cgroup)?;
     let port = config().ok_or(Reason::NoteLost)?.listener_port;
     let mut note = Note { cgroup, destination: *asked, connection, pid: task::pid(), uid: task::uid() };
     note::write(socket(call), &mut note).map_err(|()| Reason::NoteLost)?;

@@ -6,6 +6,8 @@
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use gateway_common::{Destination, MAPPED};
 
+use crate::event::SocketKind;
+
 /// Loads one field of a context.
 macro_rules! load {
     ($field:expr) => {
@@ -22,7 +24,7 @@ macro_rules! store {
     };
 }
 
-pub(crate) use load;
+pub(crate) use {load, store};
 
 /// Which of the two kinds of `sock_addr` programs runs: the IPv4 and the IPv6 fields exclude each other.
 #[derive(Clone, Copy)]
@@ -67,6 +69,16 @@ pub fn set_destination(call: *mut bpf_sock_addr, family: Family, new: &Destinati
 pub fn socket(call: *mut bpf_sock_addr) -> *mut bpf_sock {
     // SAFETY: the union holds nothing but this pointer, behind padding for 32-bit machines.
     unsafe { (*call).__bindgen_anon_1.sk }
+}
+
+/// What kind of socket it is.
+#[inline(always)]
+pub fn kind(socket: *mut bpf_sock) -> SocketKind {
+    SocketKind {
+        family: load!((*socket).family),
+        socket_type: load!((*socket).type_),
+        protocol: load!((*socket).protocol),
+    }
 }
 
 /// A port as `user_port` has it, in host byte order.

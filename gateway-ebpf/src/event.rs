@@ -72,12 +72,12 @@ pub fn refused_packet(agent: u64, reason: Reason, destination: &Destination, kin
 
 /// Tells of a note that the listener will not find. No task is at hand: the note says whose it was.
 #[inline(always)]
-pub fn note_lost(note: &Note) {
+pub fn not_carried(note: &Note, reason: Reason) {
     send(KernelEvent {
         cgroup: note.cgroup,
         destination: note.destination,
         operation: Operation::Carry.wire(),
-        reason: Reason::NoteLost.wire(),
+        reason: reason.wire(),
         pid: note.pid,
         uid: note.uid,
         family: 0,

@@ -9,12 +9,14 @@
 //!      │ TCP_CONNECT_CB      (before the SYN leaves)
 //!   PENDING[flow]
 //!      │ PASSIVE_ESTABLISHED (the listener's side)          TCP_CLOSE of the client: the entry is removed
+//!      │                                                    (each agent has so many at a time: HANDSHAKES)
 //!   NOTES of the accepted socket, read by the daemon through its own descriptor
 //! ```
 //!
 //! They do the least: note, rewrite, refuse, tell. What they cannot do (a map is full, a look-up fails) they refuse.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod bind;
 mod carry_note;
@@ -23,12 +25,16 @@ mod context;
 mod egress;
 mod event;
 mod getpeername;
+mod handshakes;
 mod maps;
 mod memory;
 mod note;
 mod packets;
+mod route;
 mod sendmsg;
+mod setsockopt;
 mod sock_create;
+mod storage;
 mod target;
 mod task;
 

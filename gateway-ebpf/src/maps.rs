@@ -37,10 +37,19 @@ pub static EGRESS: HashMap<u64, Egress, { maps::CGROUPS_CAPACITY }, ON_DEMAND> =
 pub static EGRESS_ALLOWED: LpmTrie<EgressTarget, u32, { maps::EGRESS_ALLOWED_CAPACITY }> = LpmTrie::new();
 
 #[btf_map]
+pub static HANDSHAKES: Array<u64, { maps::CGROUPS_CAPACITY }> = Array::new();
+
+#[btf_map]
+pub static COUNTED: SkStorage<u32> = SkStorage::new();
+
+#[btf_map]
 pub static PENDING: HashMap<Flow, Note, { maps::PENDING_CAPACITY }, ON_DEMAND> = HashMap::new();
 
 #[btf_map]
 pub static NOTES: SkStorage<Note> = SkStorage::new();
+
+#[btf_map]
+pub static ROUTES: SkStorage<u32> = SkStorage::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<KernelEvent, { maps::EVENTS_BYTES }> = RingBuf::new();

@@ -3,28 +3,28 @@
 //!
 //! Runs for every packet of the host, so nearly all leave after two bytes of their header. Packets of ping sockets leave
 //! in the call that sends them: there the calling task is judged, since the socket may have been made by anybody. The
-//! cgroup in which the socket was made is judged as well: for TCP, which sends again by a timer, and for a kernel in which
-//! the task cannot be found.
+//! cgroup in which the socket was made is judged as well, for a kernel in which the task cannot be found. TCP sends again by
+//! a timer, so its packets go by what is known of the connect ([`route`]).
 
 use core::ptr::addr_of;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, bpf_sock},
+    bindings::{__sk_buff, BPF_TCP_SYN_SENT},
     helpers::generated::{
         bpf_get_current_ancestor_cgroup_id, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_load_bytes,
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use gateway_common::{Destination, MAPPED, Reason, TaskFrom};
+use gateway_common::{Destination, MAPPED, Reason, RouteOf, TaskFrom};
 
 use crate::{
-    context::load,
+    context::{kind, load},
     egress,
     event::{self, SocketKind},
     memory::TaskCgroup,
-    task,
+    route, task,
 };
 
 const SOCK_DGRAM: u32 = 2;
@@ -60,8 +60,13 @@ pub fn packets(ctx: SkBuffContext) -> i32 {
         return 1;
     }
     let kind = kind(socket);
+    let is_stream = kind.protocol == u32::from(IPPROTO_TCP);
     let reason = if header.is_led(&ctx) {
-        Judged::SourceRoute
+        match route::of(socket).filter(|_| is_stream) {
+            Some(RouteOf::Others) => return 1,
+            Some(RouteOf::Agent) => return 0,
+            None => Judged::SourceRoute,
+        }
     } else if is_portless(&kind) && egress::is_any_closed() {
         Judged::Destination
     } else {
@@ -82,7 +87,15 @@ pub fn packets(ctx: SkBuffContext) -> i32 {
     };
     // SAFETY: the helper takes the context of this program.
     let by_socket = || judge(&reason, &address, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
-    let Err((agent, reason)) = by_task.and_then(|()| by_socket()) else { return 1 };
+    let outcome = by_task.and_then(|()| by_socket());
+    // Of a connect that no program knew a route of, the first packet leaves in the call. The others go by it.
+    if is_stream && load!((*socket).state) == BPF_TCP_SYN_SENT {
+        let whose = if outcome.is_ok() { RouteOf::Others } else { RouteOf::Agent };
+        if route::keep(socket, whose).is_err() {
+            return 0;
+        }
+    }
+    let Err((agent, reason)) = outcome else { return 1 };
     event::refused_packet(agent, reason, &Destination { port: 0, address }, &kind, from == Some(TaskFrom::Helper));
     0
 }
@@ -113,15 +126,6 @@ fn judge(judged: &Judged, address: &[u32; 4], id_at: impl Fn(i32) -> u64) -> Res
 fn task_from() -> Option<TaskFrom> {
     // SAFETY: a constant; volatile, since the daemon writes it before the programs are loaded.
     TaskFrom::from_wire(unsafe { addr_of!(TASK_FROM).read_volatile() })
-}
-
-#[inline(always)]
-fn kind(socket: *mut bpf_sock) -> SocketKind {
-    SocketKind {
-        family: load!((*socket).family),
-        socket_type: load!((*socket).type_),
-        protocol: load!((*socket).protocol),
-    }
 }
 
 /// Whether no `sendmsg` program sees what such a socket sends.

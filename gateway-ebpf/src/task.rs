@@ -98,7 +98,7 @@ pub fn is_daemon() -> bool {
     ancestors().daemon
 }
 
-/// The enrolled cgroup that the task lies in, for whom only an agent concerns.
+/// The enrolled cgroup that the task lies in, for whom only an agent concerns; below a fence everybody is to be one.
 #[inline(always)]
 pub fn agent_in_reach() -> Result<Option<u64>, Reason> {
     in_reach(ancestors())
@@ -113,6 +113,7 @@ pub fn agent_above(id_at: impl Fn(i32) -> u64) -> Result<Option<u64>, Reason> {
 #[inline(always)]
 fn in_reach(found: Ancestors) -> Result<Option<u64>, Reason> {
     match found.agent {
+        0 if found.fenced => Err(Reason::Fenced),
         0 => Ok(None),
         // Its own rules may lie deeper than was looked.
         _ if found.too_deep => Err(Reason::TooDeep),

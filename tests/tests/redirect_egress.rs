@@ -1,11 +1,6 @@
 //! What agents reach beside protected addresses, on the real kernel: by mode, and by every way that there is.
 
-use std::{
-    net::SocketAddr,
-    os::unix::net::UnixStream,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{net::SocketAddr, os::unix::net::UnixStream, path::Path};
 
 use anyhow::{Context as _, Result};
 use end_to_end::kernel_support::{Answer, Field, Front, Outcome, PORT, Server};
@@ -117,7 +112,7 @@ fn closed_refuses_all_by_every_way_but_what_is_declared_or_allowed() -> Result<(
             }
         }
         let outcome = field.connector(&agent, &[way, &at(10).to_string()]).run()?;
-        assert!(passed(&outcome), "{way}: {outcome:?}");
+        assert_eq!((passed(&outcome), outcome.is_refused()), (*way != "mptcp", *way == "mptcp"), "{way}: {outcome:?}");
         let outcome = field.connector(&other, &[way, &at(10).to_string()]).run()?;
         assert!(outcome.is_refused(), "allowed to another: {way}: {outcome:?}");
     }
@@ -130,7 +125,7 @@ fn closed_refuses_all_by_every_way_but_what_is_declared_or_allowed() -> Result<(
     assert!(field.connect(&agent, field.v4(1))?.is_redirected(id, field.v4(1)));
     assert_eq!(field.connect(&outside, at(9))?.answer, Some(Answer::Server));
     assert_eq!(servers.iter().map(Server::reached).sum::<usize>(), 1);
-    assert_eq!(permitted.reached(), STREAMS.len());
+    assert_eq!(permitted.reached(), STREAMS.len() - 1);
     Ok(())
 }
 
@@ -254,48 +249,67 @@ fn a_socket_from_outside_names_no_destination_for_a_closed_agent() -> Result<()>
     Ok(())
 }
 
-/// Sends a datagram, or the first packet of a connection, by way of another host.
-const BY_WAY: &str = r#"
-import socket, sys
-kind, address, hop = sys.argv[1:]
-made = socket.socket(socket.AF_INET, getattr(socket, kind))
-route = bytes([131, 7, 4]) + socket.inet_aton(hop) + bytes([0])
-made.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, route)
-made.settimeout(1)
-try:
-    if kind == 'SOCK_DGRAM':
-        made.sendto(b'x', (address, 9))
-    else:
-        made.connect((address, 9))
-except OSError as error:
-    print(type(error).__name__)
-else:
-    print('sent')
-"#;
-
-#[tokio::test]
-async fn a_packet_that_names_its_own_hops_does_not_leave_an_agent() -> Result<()> {
+#[test]
+fn mptcp_leads_a_closed_agent_nowhere_not_even_where_it_may_go_whoever_made_the_socket() -> Result<()> {
     let field = Field::new()?;
+    let address = SocketAddr::new(field.v4(9).ip(), field.own_port() + 200);
+    let server = Server::start(address)?;
     let kernel = field.start()?;
-    let mut events = kernel.events()?;
-    let (agent, id) = enrolled(&field, &kernel, "agent", Egress::OPEN)?;
+    let (agent, _) = enrolled(&field, &kernel, "agent", CLOSED)?;
+    let (databases, _) = enrolled(&field, &kernel, "databases", DATABASES)?;
     let (outside, _) = field.cgroup("outside")?;
-    let send = |cgroup: &Path, kind: &str| -> Result<String> {
-        let enter = format!("echo 0 > {}/cgroup.procs && exec \"$@\"", cgroup.display());
-        let words = ["-c", &enter, "sh", "/usr/bin/python3", "-c", BY_WAY, kind, "127.0.0.9", "127.0.0.10"];
-        let output = Command::new("sh").args(words).stdin(Stdio::null()).output()?;
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    kernel.set_egress_allowed(&[allowed(1, address)])?;
+    let handed = |give: &str, user: &Path| -> Result<Outcome> {
+        let (theirs, ours) = UnixStream::pair()?;
+        let given = field.connector(&outside, &[give]).stdin(theirs.into()).run()?;
+        assert_eq!(given.errno, None, "{give}");
+        field.connector(user, &["take", &address.to_string()]).stdin(ours.into()).run()
     };
-    assert_eq!(send(&outside, "SOCK_DGRAM")?, "sent");
-    assert_eq!(send(&agent, "SOCK_DGRAM")?, "PermissionError");
-    let event = tokio::time::timeout(std::time::Duration::from_secs(10), events.next()).await??;
-    assert_eq!(
-        (event.operation, event.reason, event.cgroup, event.destination.ip().to_string().as_str()),
-        (Operation::Packet, Reason::SourceRoute, Some(id), "127.0.0.10")
-    );
-    assert_ne!(send(&agent, "SOCK_STREAM")?, "sent");
-    let event = tokio::time::timeout(std::time::Duration::from_secs(10), events.next()).await??;
-    assert_eq!((event.operation, event.reason), (Operation::Packet, Reason::SourceRoute));
+    assert_eq!(handed("give", &agent)?.answer, Some(Answer::Server));
+    assert!(handed("give-mptcp", &agent)?.is_refused());
+    assert!(field.connector(&agent, &["mptcp", &address.to_string()]).run()?.is_refused());
+    for other in [&databases, &outside] {
+        assert_eq!(handed("give-mptcp", other)?.answer, Some(Answer::Server));
+        assert_eq!(field.connector(other, &["mptcp", &address.to_string()]).run()?.answer, Some(Answer::Server));
+    }
+    assert_eq!(server.reached(), 5);
+    Ok(())
+}
+
+#[test]
+fn below_a_fence_nothing_is_reached_but_from_an_agents_cgroup() -> Result<()> {
+    let field = Field::new()?;
+    let address = SocketAddr::new(field.v4(9).ip(), field.own_port() + 200);
+    let server = Server::start(address)?;
+    let kernel = field.start()?;
+    let (slice, fence) = field.cgroup("weir.slice")?;
+    let (anew, _) = field.cgroup("weir.slice/anew")?;
+    kernel.set_fence(fence)?;
+    let (open, _) = enrolled(&field, &kernel, "weir.slice/open", Egress::OPEN)?;
+    let (outside, _) = field.cgroup("outside")?;
+    for way in STREAMS.iter().chain(&DATAGRAMS) {
+        for cgroup in [&slice, &anew] {
+            let outcome = field.connector(cgroup, &[way, &address.to_string()]).run()?;
+            assert!(outcome.is_refused(), "{way}: {outcome:?}");
+        }
+        for cgroup in [&open, &outside] {
+            let outcome = field.connector(cgroup, &[way, &address.to_string()]).run()?;
+            assert!(passed(&outcome), "{way}: {outcome:?}");
+        }
+    }
+    for ping in ["127.0.0.9:0", "[::1]:0"] {
+        let send = |cgroup: &Path| field.connector(cgroup, &["ping", ping]).in_network_namespace().run();
+        assert!(unsent(&send(&anew)?, ping.parse()?), "{ping}");
+        assert_eq!(send(&open)?.errno, None, "{ping}");
+    }
+    let raw = |cgroup: &Path| field.connector(cgroup, &["socket", "2", "3", "255"]).run();
+    assert!(raw(&anew)?.is_refused());
+    assert_eq!(raw(&outside)?.errno, None);
+    assert_eq!(server.reached(), STREAMS.len() * 2);
+    // An agent that goes leaves the fence as it was.
+    let (_, closed) = enrolled(&field, &kernel, "closed", CLOSED)?;
+    kernel.unenrol(closed)?;
+    assert!(field.connect(&anew, address)?.is_refused());
     Ok(())
 }
 

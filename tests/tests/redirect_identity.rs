@@ -1,11 +1,15 @@
 //! Identity cannot be borrowed: sockets that change hands, notes that outlive their connect, ports taken over, and
 //! thousands of connections at once.
 
-use std::{net::SocketAddr, os::unix::net::UnixStream};
+use std::{
+    io::Read as _,
+    net::{SocketAddr, TcpListener},
+    os::unix::net::UnixStream,
+};
 
 use anyhow::{Context as _, Result};
 use end_to_end::kernel_support::{Answer, Field, Front, Outcome, Server, poll};
-use gateway_daemon::redirect::Egress;
+use gateway_daemon::redirect::{Egress, MOST_HANDSHAKES};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType},
@@ -125,6 +129,81 @@ fn connects_that_fail_or_never_complete_leave_no_entry() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn an_agent_that_leaves_its_handshakes_hanging_is_refused_and_keeps_no_other_out() -> Result<()> {
+    let field = Field::new()?;
+    let v4 = field.v4(1);
+    let (agent_a, a) = field.cgroup("agent-a")?;
+    let (below, _) = field.cgroup("agent-a/below")?;
+    let (agent_b, b) = field.cgroup("agent-b")?;
+    let kernel = field.start()?;
+    kernel.enrol(a, Egress::OPEN)?;
+    kernel.enrol(b, Egress::OPEN)?;
+    let _front = Front::start(&kernel)?;
+    // So many that a process holds less than a thousand descriptors.
+    let (most, each) = (usize::try_from(MOST_HANDSHAKES)?, 512);
+    let hang = || field.connector(&agent_a, &["hang-deaf", &each.to_string(), &v4.to_string()]).start();
+    let mut hanging = (0..most / each).map(|_| hang()).collect::<Result<Vec<_>>>()?;
+    assert!(hanging.iter().all(|running| running.first == "hanging\n"));
+    assert_eq!((kernel.pending_entries(), kernel.counted_handshakes()?), (most, MOST_HANDSHAKES));
+    for cgroup in [&agent_a, &below] {
+        for way in ["tcp", "fastopen", "nonblocking", "mptcp"] {
+            let outcome = field.connector(cgroup, &[way, &v4.to_string()]).run()?;
+            assert!(outcome.is_refused(), "{way}: {outcome:?}");
+        }
+    }
+    let outcome = field.connect(&agent_b, v4)?;
+    assert!(outcome.is_redirected(b, v4), "{outcome:?}");
+    // One place that is free again is enough.
+    hanging.pop().context("none hangs")?.finish()?;
+    assert!(field.connect(&agent_a, v4)?.is_redirected(a, v4));
+    for running in hanging {
+        running.finish()?;
+    }
+    poll("nothing to be counted", || Ok(kernel.counted_handshakes()? == 0 && kernel.pending_entries() == 0))
+}
+
+#[test]
+fn a_connection_is_not_counted_any_more_once_the_other_end_was_heard() -> Result<()> {
+    let field = Field::new()?;
+    let v4 = field.v4(1).to_string();
+    let (agent, id) = field.cgroup("agent")?;
+    let kernel = field.start()?;
+    kernel.enrol(id, Egress::OPEN)?;
+    let listener = TcpListener::bind(("127.0.0.1", field.listener_port()))?;
+    let mute = field.connector(&agent, &["stay", "", &v4]).start()?;
+    let _mute_here = listener.accept()?;
+    assert_eq!((kernel.pending_entries(), kernel.counted_handshakes()?), (0, 1), "nothing was heard since");
+    let stays = field.connector(&agent, &["stay", "x", &v4]).start()?;
+    let (mut here, _) = listener.accept()?;
+    here.read_exact(&mut [0])?;
+    poll("the one alone to be counted that was not answered", || Ok(kernel.counted_handshakes()? == 1))?;
+    stays.finish()?;
+    mute.finish()?;
+    poll("nothing to be counted", || Ok(kernel.counted_handshakes()? == 0))
+}
+
+#[test]
+fn the_next_agent_in_a_cgroups_place_does_not_answer_for_the_one_before() -> Result<()> {
+    let field = Field::new()?;
+    let v4 = field.v4(1);
+    let (agent_a, a) = field.cgroup("agent-a")?;
+    let (agent_b, b) = field.cgroup("agent-b")?;
+    let kernel = field.start()?;
+    kernel.enrol(a, Egress::OPEN)?;
+    let _front = Front::start(&kernel)?;
+    let hanging = field.connector(&agent_a, &["hang-deaf", "10", &v4.to_string()]).start()?;
+    kernel.unenrol(a)?;
+    kernel.enrol(b, Egress::OPEN)?;
+    let staying = field.connector(&agent_b, &["hang-deaf", "3", &v4.to_string()]).start()?;
+    assert_eq!(kernel.counted_handshakes()?, 13);
+    hanging.finish()?;
+    poll("those of the one before to go", || Ok(kernel.counted_handshakes()? == 3))?;
+    assert!(field.connect(&agent_b, v4)?.is_redirected(b, v4));
+    staying.finish()?;
+    poll("nothing to be counted", || Ok(kernel.counted_handshakes()? == 0))
+}
+
 fn silent_listener(port: u16) -> Result<std::os::fd::OwnedFd> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -162,6 +241,6 @@ fn thousands_of_connections_of_two_agents_never_mix() -> Result<()> {
         assert_eq!((outcome.good, &outcome.bad[..outcome.bad.len().min(3)]), (3000, &[][..]));
     }
     assert_eq!(servers.iter().map(Server::reached).sum::<usize>(), 0);
-    assert_eq!(kernel.pending_entries(), 0);
+    assert_eq!((kernel.pending_entries(), kernel.counted_handshakes()?), (0, 0));
     Ok(())
 }

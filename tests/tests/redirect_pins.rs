@@ -67,7 +67,7 @@ fn after_the_daemon_is_killed_agents_are_refused_and_the_next_one_serves_them() 
     Ok(())
 }
 
-/// Starts over the pins, each of which updates eleven links.
+/// Starts over the pins, each of which updates twelve links.
 const RESTARTS: usize = 10;
 
 #[test]
@@ -158,13 +158,19 @@ fn detach_takes_everything_away_and_says_what() -> Result<()> {
 }
 
 #[test]
-fn another_versions_links_go_only_when_the_new_ones_stand() -> Result<()> {
+fn another_versions_links_go_only_when_the_new_ones_stand_and_its_agents_stay_agents() -> Result<()> {
     let field = Field::new()?;
     let v4 = field.v4(1);
     let server = Server::start(v4)?;
     let (agent, id) = field.cgroup("agent")?;
+    let free = std::net::SocketAddr::new(field.v4(9).ip(), field.own_port() + 200);
+    let _free = Server::start(free)?;
+    let (slice, fence) = field.cgroup("weir.slice")?;
+    let (outside, _) = field.cgroup("outside")?;
     let kernel = field.start()?;
     kernel.enrol(id, Egress::OPEN)?;
+    kernel.set_fence(fence)?;
+    assert_eq!(field.connect(&agent, free)?.answer, Some(Answer::Server));
     drop(kernel);
     // As a version with another layout would have left them: its maps aren't touched.
     let old = field.pins().join("layout-0");
@@ -172,8 +178,12 @@ fn another_versions_links_go_only_when_the_new_ones_stand() -> Result<()> {
     let kernel = field.start()?;
     assert!(!old.exists());
     assert!(kernel.retired().iter().any(|line| line.contains("layout-0/link_connect4")), "{:?}", kernel.retired());
-    assert_eq!(kernel.enrolled()?, [], "another layout's enrolments are not read");
-    assert!(field.connect(&agent, v4)?.is_refused());
+    // Agents stay agents, and what they reach is said anew: it was not, so it is nothing. So does the fence.
+    assert_eq!(kernel.enrolled()?, [id]);
+    assert!(field.connect(&agent, v4)?.failed_with(Errno::CONNREFUSED));
+    assert!(field.connect(&agent, free)?.is_refused());
+    assert!(field.connect(&slice, free)?.is_refused());
+    assert_eq!(field.connect(&outside, free)?.answer, Some(Answer::Server));
     kernel.enrol(id, Egress::OPEN)?;
     let _front = Front::start(&kernel)?;
     assert!(field.connect(&agent, v4)?.is_redirected(id, v4));

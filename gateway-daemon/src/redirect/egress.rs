@@ -34,12 +34,6 @@ impl Egress {
     pub const NOTHING: Self = Self { mode: EgressMode::Closed, agent: NO_AGENT };
 }
 
-impl From<Egress> for gateway_common::Egress {
-    fn from(egress: Egress) -> Self {
-        Self { mode: egress.mode.wire(), agent: egress.agent }
-    }
-}
-
 /// What an agent may reach all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EgressAllowed {

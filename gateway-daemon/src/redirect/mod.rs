@@ -34,7 +34,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use aya_log::EbpfLogger;
-use gateway_common::{Note, PROGRAMS, TASK_FROM, TASK_LAYOUT, maps};
+use gateway_common::{HAS_MPTCP, Note, PROGRAMS, TASK_FROM, TASK_LAYOUT, maps};
 
 use self::{cgroup::CgroupId, events::ToTracing, pins::Pins, state::State};
 pub use self::{
@@ -48,7 +48,7 @@ pub use self::{
     survey::AttachedProgram,
     target::{Network, NetworkError, Protected, UidRange, connection_of},
 };
-pub use gateway_common::{CgroupKind, Guard, LAYOUT, Operation, Reason};
+pub use gateway_common::{CgroupKind, Guard, LAYOUT, MOST_HANDSHAKES, Operation, Reason};
 pub(crate) use target::to_socket_address;
 
 /// The programs, as gateway-daemon's build script made them.
@@ -222,7 +222,8 @@ struct EventSources {
 
 impl Kernel {
     /// Loads the programs, over pinned maps where an earlier daemon left some, and attaches them at the scope, or puts
-    /// them into the links that stand there. Links of other versions' layouts go after this one's stand.
+    /// them into the links that stand there. Links of other versions' layouts go after this one's stand; agents' cgroups and
+    /// the fence are taken over from them.
     ///
     /// # Errors
     ///
@@ -241,6 +242,7 @@ impl Kernel {
         state.set_cgroups(CgroupKind::Allowed, &settings.allowed_cgroups)?;
         state.set_allowed_uids(&settings.allowed_uids)?;
         state.start_egress(&settings.egress)?;
+        state.carry_over(&pins.cgroups_of_others()?, &settings.egress)?;
 
         for name in PROGRAMS {
             pins.install(name, descriptor(&ebpf, name)?, &scope)?;
@@ -335,13 +337,13 @@ impl Kernel {
         self.state().set_agent_uids(ranges)
     }
 
-    /// Makes this the cgroup below which nobody passes but who lies in an agent's.
+    /// Makes this the cgroup below which nobody reaches anything but who lies in an agent's.
     ///
     /// # Errors
     ///
     /// When it is something else already.
     pub fn set_fence(&self, cgroup: CgroupId) -> Result<(), RedirectError> {
-        self.state().set_cgroups(CgroupKind::Fence, &[cgroup])
+        self.state().set_fence(cgroup)
     }
 
     /// Makes this the daemon's cgroup.
@@ -378,6 +380,16 @@ impl Kernel {
         self.state().pending()
     }
 
+    /// How many handshakes the agents are counted for: those that run, and those of which the agent's side has not heard
+    /// anything since. No more than [`MOST_HANDSHAKES`] of each.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn counted_handshakes(&self) -> Result<u64, RedirectError> {
+        self.state().handshakes()
+    }
+
     /// All programs attached at the scope, others' included.
     ///
     /// # Errors
@@ -412,12 +424,15 @@ fn load(pins: &Pins) -> Result<Ebpf, RedirectError> {
     }
     loader.override_global(TASK_FROM, &from, true);
     loader.override_global(TASK_LAYOUT, &layout, true);
+    let has_mptcp = u32::from(probe::has_mptcp());
+    loader.override_global(HAS_MPTCP, &has_mptcp, true);
     let mut ebpf = loader.load(OBJECT).map_err(|source| RedirectError::Load { source: Box::new(source) })?;
     for name in PROGRAMS {
         let result = match ebpf.program_mut(name) {
             Some(Program::CgroupSockAddr(program)) => program.load(),
             Some(Program::CgroupSock(program)) => program.load(),
             Some(Program::CgroupSkb(program)) => program.load(),
+            Some(Program::CgroupSockopt(program)) => program.load(),
             Some(Program::SockOps(program)) => program.load(),
             _ => return Err(RedirectError::Object { missing: name.to_owned() }),
         };

@@ -19,7 +19,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gateway_common::{LAYOUT, PROGRAMS};
+use aya::maps::{HashMap, Map, MapData};
+use gateway_common::{CgroupKind, LAYOUT, PROGRAMS, maps};
 use rustix::{
     fs::{FlockOperation, flock, statfs},
     mount::{MountFlags, mount},
@@ -27,6 +28,7 @@ use rustix::{
 
 use super::{
     RedirectError,
+    cgroup::CgroupId,
     survey::attach_type,
     sys::{self, AttachType},
 };
@@ -102,6 +104,27 @@ impl Pins {
             return Ok(false);
         }
         sys::replace_program(&link, program).map_err(failed(pin, "updated")).map(|()| true)
+    }
+
+    /// What the programs of other layouts know of cgroups: whoever is an agent's there lives on under the new programs, and
+    /// would be free to go where it may not. The form of that map has been the same in all layouts.
+    pub(super) fn cgroups_of_others(&self) -> Result<Vec<(CgroupId, CgroupKind)>, RedirectError> {
+        let failed = |source| RedirectError::Map { map: maps::CGROUPS, source };
+        let mut found = Vec::new();
+        for layout in
+            layouts(&self.folder)?.iter().filter(|layout| layout.file_name().is_none_or(|name| name != LAYOUT))
+        {
+            let pin = layout.join(format!("{MAP}{}", maps::CGROUPS));
+            if !pin.exists() {
+                continue;
+            }
+            let map = MapData::from_pin(&pin).and_then(Map::from_map_data).map_err(failed)?;
+            for entry in HashMap::<_, u64, u32>::try_from(map).map_err(failed)?.iter() {
+                let (id, kind) = entry.map_err(failed)?;
+                found.extend(CgroupId::new(id).zip(CgroupKind::from_wire(kind)));
+            }
+        }
+        Ok(found)
     }
 
     /// Removes what other layouts left, now that this one stands. Gives what it took.

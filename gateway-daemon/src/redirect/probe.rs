@@ -19,6 +19,8 @@ const STATUS: &str = "/proc/self/status";
 const FILE_SYSTEMS: &str = "/proc/filesystems";
 const FIRST_UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
+const MPTCP: &str = "/proc/sys/net/mptcp";
+
 /// The oldest kernel that Weir was tried on.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
@@ -64,6 +66,7 @@ pub fn probe(pins: &Path, listener_port: u16) -> Vec<Check> {
         ),
         check("programs on connect, bind and datagrams", program(ProgramType::CgroupSockAddr), BPF_MEND),
         check("programs on making sockets", program(ProgramType::CgroupSock), BPF_MEND),
+        check("programs on socket options", program(ProgramType::CgroupSockopt), BPF_MEND),
         check("programs on packets", program(ProgramType::CgroupSkb), BPF_MEND),
         check("programs on TCP's states", program(ProgramType::SockOps), BPF_MEND),
         check("socket storage", map(MapType::SkStorage), BPF_MEND),
@@ -99,6 +102,11 @@ pub(super) fn task_from() -> (TaskFrom, TaskLayout) {
         Some(layout) => (TaskFrom::Memory, layout),
         None => (TaskFrom::Nothing, TaskLayout::default()),
     }
+}
+
+/// Whether the kernel was built with MPTCP, be it switched on or off.
+pub(super) fn has_mptcp() -> bool {
+    Path::new(MPTCP).exists()
 }
 
 /// Whether programs on packets find the calling task.

@@ -28,6 +28,7 @@ pub(super) struct State {
     agent_uids: LpmTrie<MapData, u32, u32>,
     egress: HashMap<MapData, u64, gateway_common::Egress>,
     egress_allowed: LpmTrie<MapData, EgressTarget, u32>,
+    handshakes: Array<MapData, u64>,
     pending: HashMap<MapData, Flow, Note>,
     dropped: PerCpuArray<MapData, u64>,
 }
@@ -51,6 +52,7 @@ impl State {
             agent_uids: taken(ebpf, maps::AGENT_UIDS)?,
             egress: taken(ebpf, maps::EGRESS)?,
             egress_allowed: taken(ebpf, maps::EGRESS_ALLOWED)?,
+            handshakes: taken(ebpf, maps::HANDSHAKES)?,
             pending: taken(ebpf, maps::PENDING)?,
             dropped: taken(ebpf, maps::DROPPED)?,
         })
@@ -198,6 +200,12 @@ impl State {
         wanted.iter().try_for_each(|&cgroup| self.insert_cgroup(cgroup, kind))
     }
 
+    /// Makes this the fence, and nothing else: what is below is closed, so the programs must look before it stands.
+    pub(super) fn set_fence(&mut self, cgroup: CgroupId) -> Result<(), RedirectError> {
+        self.set_closed(true)?;
+        self.set_cgroups(CgroupKind::Fence, &[cgroup])
+    }
+
     fn insert_cgroup(&mut self, cgroup: CgroupId, kind: CgroupKind) -> Result<(), RedirectError> {
         self.cgroups.insert(cgroup.get(), kind.wire(), 0).map_err(failed(maps::CGROUPS))
     }
@@ -226,6 +234,27 @@ impl State {
         }
         self.allow(&wanted)?;
         self.note_closed()
+    }
+
+    /// Makes agents and fence of what they were to programs of another layout. One whose egress is not known reaches
+    /// nothing.
+    pub(super) fn carry_over(
+        &mut self,
+        cgroups: &[(CgroupId, CgroupKind)],
+        settings: &EgressSettings,
+    ) -> Result<(), RedirectError> {
+        for &(cgroup, kind) in cgroups {
+            match kind {
+                _ if self.kind(cgroup)?.is_some() => {}
+                CgroupKind::Agent => {
+                    let rule = settings.enrolled.iter().find(|(enrolled, _)| *enrolled == cgroup);
+                    self.enrol(cgroup, rule.map_or(Egress::NOTHING, |&(_, egress)| egress))?;
+                }
+                CgroupKind::Fence => self.set_fence(cgroup)?,
+                CgroupKind::Daemon | CgroupKind::Allowed => {}
+            }
+        }
+        Ok(())
     }
 
     /// Makes this what agents may reach all the same, and nothing else.
@@ -264,17 +293,49 @@ impl State {
         if egress.mode == EgressMode::Closed {
             self.set_closed(true)?;
         }
-        self.egress.insert(cgroup.get(), gateway_common::Egress::from(egress), 0).map_err(failed(maps::EGRESS))
+        let slot = self.slot(cgroup)?;
+        let rule = gateway_common::Egress { mode: egress.mode.wire(), agent: egress.agent, slot };
+        self.egress.insert(cgroup.get(), rule, 0).map_err(failed(maps::EGRESS))
     }
 
-    /// Whether some rule is closed, for the programs.
+    /// The place where a cgroup's handshakes are counted: the one that it has, else one that is nobody's. Best one where
+    /// nothing is counted: somebody else may hold sockets of the one before.
+    fn slot(&self, cgroup: CgroupId) -> Result<u32, RedirectError> {
+        let mut taken = HashSet::new();
+        for entry in self.egress.iter() {
+            let (id, rule) = entry.map_err(failed(maps::EGRESS))?;
+            if id == cgroup.get() {
+                return Ok(rule.slot);
+            }
+            taken.insert(rule.slot);
+        }
+        let mut best = None;
+        for slot in (0..self.handshakes.len()).filter(|slot| !taken.contains(slot)) {
+            let count = self.handshakes.get(&slot, 0).map_err(failed(maps::HANDSHAKES))?;
+            if count == 0 {
+                return Ok(slot);
+            }
+            if best.is_none_or(|(least, _)| count < least) {
+                best = Some((count, slot));
+            }
+        }
+        let full = RedirectError::TooMany {
+            map: maps::EGRESS,
+            entries: maps::CGROUPS_CAPACITY.saturating_add(1),
+            capacity: maps::CGROUPS_CAPACITY,
+        };
+        best.map(|(_, slot)| slot).ok_or(full)
+    }
+
+    /// Whether some rule is closed, or there is a fence, for the programs.
     fn note_closed(&mut self) -> Result<(), RedirectError> {
         let rules: Vec<_> = self.egress.iter().collect::<Result<_, _>>().map_err(failed(maps::EGRESS))?;
         let closes = |mode| match EgressMode::from_wire(mode) {
             Some(EgressMode::Open | EgressMode::Databases) => false,
             Some(EgressMode::Closed) | None => true,
         };
-        self.set_closed(rules.iter().any(|(_, rule)| closes(rule.mode)))
+        let fenced = !self.cgroups(CgroupKind::Fence)?.is_empty();
+        self.set_closed(fenced || rules.iter().any(|(_, rule)| closes(rule.mode)))
     }
 
     fn set_closed(&mut self, closed: bool) -> Result<(), RedirectError> {
@@ -317,6 +378,11 @@ impl State {
     /// Entries of connections whose handshake runs.
     pub(super) fn pending(&self) -> usize {
         self.pending.keys().filter(Result::is_ok).count()
+    }
+
+    /// Handshakes that are counted, of all agents.
+    pub(super) fn handshakes(&self) -> Result<u64, RedirectError> {
+        self.handshakes.iter().sum::<Result<_, _>>().map_err(failed(maps::HANDSHAKES))
     }
 
     /// Events that found the ring full, since the maps were made.

@@ -55,6 +55,7 @@ pub(super) fn attach_type(program: &str) -> Option<AttachType> {
         "bind4" => "inet4_bind",
         "bind6" => "inet6_bind",
         "sock_create" => "inet_sock_create",
+        "setsockopt" => "setsockopt",
         "packets" => "inet_egress",
         "getpeername4" => "inet4_getpeername",
         "getpeername6" => "inet6_getpeername",

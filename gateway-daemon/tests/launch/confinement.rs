@@ -80,18 +80,21 @@ fn nothing_but_descriptors_0_to_2_is_inherited() {
 #[test]
 fn sockets_of_other_families_are_refused_and_of_these_are_not() {
     let daemon = Daemon::start();
-    // AF_UNIX, INET, INET6, NETLINK; then AX25, PACKET, RDS, TIPC, ALG, VSOCK, SMC, XDP.
+    // AF_UNIX, INET, INET6, NETLINK are made; of the others PACKET, RDS, TIPC, RXRPC, VSOCK and SMC lead somewhere.
     let script = r#"
-        for my $family (1, 2, 10, 16, 3, 17, 21, 30, 38, 40, 43, 44) {
+        for my $family (0 .. 63) {
             my $fd = syscall(41, $family, $family == 16 ? 3 : 2, 0);
             print "$family ", $fd >= 0 ? "made" : 0 + $!, "\n";
         }
         syscall(53, 40, 1, 0, my $pair = "\0" x 8); print "pair ", 0 + $!, "\n";
         syscall(41, 0x1_0000_0011, 3, 0); print "high bits ", 0 + $!, "\n";"#;
     let refused = libc::EAFNOSUPPORT;
-    let mut expected: String = [1, 2, 10, 16].map(|family| format!("{family} made\n")).concat();
-    for family in [3, 17, 21, 30, 38, 40, 43, 44] {
-        expected += &format!("{family} {refused}\n");
+    let mut expected = String::new();
+    for family in 0..64 {
+        expected += &match family {
+            1 | 2 | 10 | 16 => format!("{family} made\n"),
+            _ => format!("{family} {refused}\n"),
+        };
     }
     expected += &format!("pair {refused}\nhigh bits {refused}\n");
     assert_eq!(daemon.prints(&["perl", "-e", script]), expected);

@@ -44,7 +44,10 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments.as_slice() {
         ["tcp", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::Blocking),
-        ["mptcp", address] => talk(&stream(address.parse()?, Some(MPTCP))?, address.parse()?, Way::Blocking),
+        ["mptcp", address] => {
+            let address = address.parse()?;
+            stream(address, Some(MPTCP)).and_then(|socket| talk(&socket, address, Way::Blocking))
+        }
         ["fastopen", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::FastOpen),
         ["nonblocking", address] => talk(&stream(address.parse()?, None)?, address.parse()?, Way::NonBlocking),
         ["uring", address] => through_ring(None, Worker::Inline, address.parse()?)?,
@@ -94,6 +97,10 @@ fn main() -> Result<()> {
             give(&stream(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None)?)?;
             Ok(Outcome::default())
         }
+        ["give-mptcp"] => {
+            give(&stream(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(MPTCP))?)?;
+            Ok(Outcome::default())
+        }
         ["give-used", address] => {
             let socket = stream(address.parse()?, None)?;
             let outcome = talk(&socket, address.parse()?, Way::Blocking);
@@ -104,7 +111,9 @@ fn main() -> Result<()> {
         ["take", address] => talk(&take()?, address.parse()?, Way::Blocking),
         ["from-port", source, address] => from_port(source.parse()?, address.parse()?),
         ["many", count, threads, addresses @ ..] => many(count.parse()?, threads.parse()?, addresses),
-        ["hang", count, address] => hang(count.parse()?, address.parse()?),
+        ["hang", count, address] => hang(count.parse()?, address.parse()?, |_| Ok(())),
+        ["hang-deaf", count, address] => hang(count.parse()?, address.parse()?, deafen),
+        ["stay", sent, address] => stay(sent.as_bytes(), address.parse()?),
         other => bail!("unknown: {other:?}"),
     };
     let outcome = outcome.unwrap_or_else(|errno| Outcome { errno: Some(errno.raw_os_error()), ..Outcome::default() });
@@ -334,20 +343,39 @@ fn own_cgroup() -> io::Result<u64> {
 }
 
 /// Connects that nobody accepts; they are given up when standard input ends.
-fn hang(count: usize, address: SocketAddr) -> Tried<Outcome> {
+fn hang(count: usize, address: SocketAddr, prepare: impl Fn(&OwnedFd) -> Tried<()>) -> Tried<Outcome> {
     let mut sockets = Vec::new();
     for _ in 0..count {
         let socket = stream(address, None)?;
+        prepare(&socket)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         match net::connect(&socket, &address) {
             Ok(()) | Err(Errno::INPROGRESS) => sockets.push(socket),
             Err(errno) => return Err(errno),
         }
     }
-    println!("hanging");
+    until_told("hanging").map(|()| Outcome::default())
+}
+
+/// Lets the socket hear nothing: its handshake never ends.
+fn deafen(socket: &OwnedFd) -> Tried<()> {
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K: how much of a packet is kept
+    let nothing = socket2::SockFilter::new(RETURN, 0, 0, 0);
+    socket2::SockRef::from(socket).attach_filter(&[nothing]).map_err(errno)
+}
+
+/// Connects, sends something, and keeps the connection until standard input ends.
+fn stay(sent: &[u8], address: SocketAddr) -> Tried<Outcome> {
+    let socket = stream(address, None)?;
+    net::connect(&socket, &address)?;
+    net::send(&socket, sent, SendFlags::empty())?;
+    until_told("staying").map(|()| Outcome::default())
+}
+
+fn until_told(line: &str) -> Tried<()> {
+    println!("{line}");
     io::stdout().flush().map_err(errno)?;
-    io::stdin().read_to_end(&mut Vec::new()).map_err(errno)?;
-    Ok(Outcome::default())
+    io::stdin().read_to_end(&mut Vec::new()).map(drop).map_err(errno)
 }
 
 fn errno(error: io::Error) -> Errno {

@@ -18,15 +18,17 @@ use crate::{paths, setup, test};
 /// What needs the kernel and no servers: the programs with all that is tried against them, and the launcher with its
 /// namespaces, filters and terminals. The package's own tests beside the code of both as well.
 const TESTS: &str = "binary(redirect) + binary(redirect_egress) + binary(redirect_identity) + binary(redirect_pins) \
-                     + binary(launch) + (package(gateway-daemon) & kind(lib) & test(/^(redirect|launch|accept)::/))";
+                     + binary(redirect_routes) + binary(launch) \
+                     + (package(gateway-daemon) & kind(lib) & test(/^(redirect|launch|accept)::/))";
 /// The binaries of those tests, and the programs that they start from beside themselves.
-const BINARIES: [&str; 6] = [
+const BINARIES: [&str; 7] = [
     "gateway-daemon",
     "gateway-daemon::launch",
     "end-to-end::redirect",
     "end-to-end::redirect_egress",
     "end-to-end::redirect_identity",
     "end-to-end::redirect_pins",
+    "end-to-end::redirect_routes",
 ];
 const PROGRAMS: [&str; 3] = ["weir", "connector", "redirector"];
 

@@ -26,8 +26,8 @@ use crate::{
 };
 
 /// Socket families whose modules an unprivileged `socket()` may load, and which neither the redirect nor, outside of
-/// `weir run`, a seccomp filter sees.
-const FAMILY_MODULES: [&str; 6] = ["sctp", "smc", "rds", "tipc", "vsock", "dccp"];
+/// `weir run`, a seccomp filter sees. Those of rxrpc, rds and smc have threads of the kernel connect or send over IP.
+const FAMILY_MODULES: [&str; 7] = ["sctp", "smc", "rds", "tipc", "vsock", "dccp", "rxrpc"];
 const MODPROBE_FOLDERS: [&str; 3] = ["/etc/modprobe.d", "/run/modprobe.d", "/usr/lib/modprobe.d"];
 /// One line of the doctor's.
 struct Finding {
