@@ -1,20 +1,14 @@
 //! The Unix accounts that agents' processes have: a user that root made, or a uid of a pool for each run.
 //!
 //! A run of a pool has a uid and a group of the same number that nobody else has, no further groups, and a home folder that is
-//! made for it and goes when its last process is gone.
+//! made for it ([`super::homes`]).
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    os::unix::fs::{DirBuilderExt, chown},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::{
-    config::{Agent, Config, RunsAs, UidPool},
-    identity::RunId,
+    config::{Agent, RunsAs, UidPool},
     redirect::UidRange,
 };
 
@@ -190,42 +184,6 @@ pub(crate) fn rights(agent: &Agent) -> Option<(u32, Vec<u32>)> {
     }
 }
 
-/// A run's home folder: below `homes`, by the run's name.
-pub(super) fn home(homes: &Path, run: RunId) -> PathBuf {
-    homes.join(run.to_string())
-}
-
-/// Makes a home folder for a uid alone.
-pub(super) fn make_home(home: &Path, uid: u32) -> io::Result<()> {
-    if let Some(homes) = home.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(homes)?;
-    }
-    fs::DirBuilder::new().mode(0o700).create(home)?;
-    chown(home, Some(uid), Some(uid))
-}
-
-/// Removes a run's home folder, if it had one. Links in it are removed, not followed.
-pub(super) fn remove_home(homes: &Path, run: RunId) {
-    let home = home(homes, run);
-    match fs::remove_dir_all(&home) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(home = %home.display(), %error, "a run's home folder is left over");
-        }
-        _ => {}
-    }
-}
-
-/// Removes the home folders of runs that nobody knows any more, as after a boot.
-pub(super) fn sweep_homes(config: &Config, known: &BTreeSet<RunId>) {
-    let homes = &config.daemon.homes;
-    for entry in fs::read_dir(homes).into_iter().flatten().flatten() {
-        let run = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok());
-        if let Some(run) = run.filter(|run| !known.contains(run)) {
-            remove_home(homes, run);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,24 +207,5 @@ mod tests {
         assert_eq!(taken(3_000_000_001).unwrap(), None);
         let pool: UidPool = "3000000001-3000000010".parse().unwrap();
         assert_eq!(pool_fault(&pool), None);
-    }
-
-    #[test]
-    fn a_home_is_its_users_alone_and_goes_without_following_links() {
-        let folder = tempfile::tempdir().unwrap();
-        let run: RunId = "00000000000000aa".parse().unwrap();
-        let kept = folder.path().join("kept");
-        fs::create_dir(&kept).unwrap();
-        let homes = folder.path().join("homes");
-        let own = home(&homes, run);
-        make_home(&own, nix::unistd::getuid().as_raw()).unwrap();
-        assert_eq!(
-            fs::metadata(&own).map(|found| std::os::unix::fs::MetadataExt::mode(&found) & 0o7777).unwrap(),
-            0o700
-        );
-        assert!(make_home(&own, 0).is_err(), "what is there already is another's");
-        std::os::unix::fs::symlink(&kept, own.join("link")).unwrap();
-        remove_home(&homes, run);
-        assert!(!own.exists() && kept.exists());
     }
 }

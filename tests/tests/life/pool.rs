@@ -6,9 +6,9 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::{Agent, Database, Weir, wait_until};
+use end_to_end::{Agent, Database, Program, Weir, wait_until};
 
-use crate::stage::{CLAUDE, Client, READ};
+use crate::stage::{CLAUDE, Client, PYTHON, READ};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -112,4 +112,48 @@ fn a_uid_that_some_process_has_is_not_given() -> Result<()> {
     left.wait()?;
     assert_eq!((uids.0?, uids.1?), ("312001".to_owned(), "312001".to_owned()));
     Ok(())
+}
+
+/// Makes folders one in another, deeper than there may be descriptors, and ends.
+const DEEP: &str = r"
+import os
+os.chdir(os.environ['HOME'])
+for _ in range(70000):
+    os.mkdir('d')
+    os.chdir('d')
+print(os.getuid())
+";
+
+#[test]
+fn a_home_of_any_depth_goes_and_its_uid_is_nobody_s_until_then() -> Result<()> {
+    let database = Database::create()?;
+    let mut weir = pooled(&database, "2000313000-2000313000")?;
+    let run = |weir: &Weir| weir.agent(CLAUDE)?.run([PYTHON, "-c", "import os; print(os.getuid())"]);
+    let made = weir.agent(CLAUDE)?.run([PYTHON, "-c", DEEP])?.succeeded()?;
+    assert_eq!(made, "2000313000");
+    wait_until("the uid comes back", SOON, || Ok(run(&weir)?.succeeded().ok()))?;
+    wait_until("every home goes", SOON, || Ok((fs::read_dir(weir.setup().homes())?.next().is_none()).then_some(())))?;
+
+    // What a daemon leaves behind is the next one's to clear, whoever knows its run: until then the uid is not given.
+    weir.agent(CLAUDE)?.run([PYTHON, "-c", DEEP])?.succeeded()?;
+    weir.kill()?;
+    let left = weir.setup().homes().join("00000000000000aa");
+    fs::create_dir(&left)?;
+    std::os::unix::fs::chown(&left, Some(2_000_313_000), None)?;
+    let held = left.join("held");
+    fs::write(&held, "")?;
+    immutable(&held, "+i")?;
+    weir.start_again(&[])?;
+    let refused = run(&weir)?.failed()?;
+    let status = weir.weir(["status"])?.succeeded();
+    immutable(&held, "-i")?;
+    assert!(refused.contains("all 1 uids of agent `claude`'s `uid_pool` are taken"), "{refused}");
+    let status = status?;
+    assert!(status.contains("home left over") && status.contains("00000000000000aa"), "{status}");
+    Ok(())
+}
+
+/// Sets or takes a file's attribute that keeps even root from removing it.
+fn immutable(file: &std::path::Path, change: &str) -> Result<()> {
+    Program::new(["chattr", change]).args([file]).run()?.succeeded().map(drop)
 }
