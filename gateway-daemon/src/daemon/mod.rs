@@ -160,6 +160,12 @@ async fn serve(
     tokio::spawn(egress::keep_resolvers(weir.config.clone(), weir.kernel.clone()));
     tokio::spawn(watch_sockets(weir.clone()));
     tokio::spawn(often::record(weir.clone()));
+    let its = weir.clone();
+    let undone = tokio::task::spawn_blocking(move || {
+        assigns::undo(&its);
+        assigns::cut_refused(&its);
+    });
+    undone.await.map_err(|error| StartError::Runtime { source: io::Error::other(error) })?;
     runs::adopt(&weir);
     tokio::spawn(slices::keep(weir.clone()));
     tokio::spawn(verbs::serve(weir.clone(), control));
