@@ -3,7 +3,7 @@
 //! A run of a pool has a uid and a group of the same number that nobody else has, no further groups, and a home folder that is
 //! made for it ([`super::homes`]).
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, ops::RangeInclusive, path::PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
 
@@ -15,8 +15,9 @@ use crate::{
 /// Groups whose members may speak to a container runtime, and so reach everything.
 pub(super) const RUNTIME_GROUPS: [&str; 6] = ["docker", "containerd", "podman", "lxd", "incus-admin", "libvirt"];
 
-/// Where subordinate uids are given out.
+/// Where subordinate uids and gids are given out.
 const SUBUID: &str = "/etc/subuid";
+const SUBGID: &str = "/etc/subgid";
 
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,8 +106,15 @@ pub(super) fn barred_groups() -> Result<Vec<(u32, String)>, String> {
     Ok(barred)
 }
 
-/// What is wrong with a uid of a pool: it is, or belongs to, somebody already.
+/// What is wrong with a uid of a pool now: it, or the group of its number, is somebody's or was given out to somebody.
 pub(super) fn taken(uid: u32) -> Result<Option<String>, String> {
+    if let Some(fault) = given_out(&(uid..=uid))? {
+        return Ok(Some(fault));
+    }
+    named(uid)
+}
+
+fn named(uid: u32) -> Result<Option<String>, String> {
     match (User::from_uid(Uid::from_raw(uid)), Group::from_gid(Gid::from_raw(uid))) {
         (Ok(Some(user)), _) => Ok(Some(format!("uid {uid} is the user `{}`", user.name))),
         (_, Ok(Some(group))) => Ok(Some(format!("gid {uid} is the group `{}`", group.name))),
@@ -115,26 +123,38 @@ pub(super) fn taken(uid: u32) -> Result<Option<String>, String> {
     }
 }
 
+/// Who was given some number of a range as a subordinate one.
+fn given_out(uids: &RangeInclusive<u32>) -> Result<Option<String>, String> {
+    for path in [SUBUID, SUBGID] {
+        let table = match fs::read_to_string(path) {
+            Ok(table) => table,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(format!("{path} cannot be read: {error}")),
+        };
+        if let Some(fault) = given_out_by(path, &table, uids) {
+            return Ok(Some(fault));
+        }
+    }
+    Ok(None)
+}
+
+fn given_out_by(path: &str, table: &str, uids: &RangeInclusive<u32>) -> Option<String> {
+    let overlaps = |range: &UidRange| *uids.start() <= range.last && range.first <= *uids.end();
+    let (owner, range) = ranges(table).into_iter().find(|(_, range)| overlaps(range))?;
+    Some(format!("{path} gives {}-{} to `{owner}`", range.first, range.last))
+}
+
 /// What is wrong with a pool on this host: every uid and gid must be nobody's, nor given out as subordinate to somebody.
 pub(crate) fn pool_fault(pool: &UidPool) -> Option<String> {
-    let table = match fs::read_to_string(SUBUID) {
-        Ok(table) => table,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Some(format!("{SUBUID} cannot be read: {error}")),
-    };
-    if let Some((owner, range)) =
-        ranges(&table).into_iter().find(|(_, range)| pool.overlaps(&(range.first..=range.last)))
-    {
-        return Some(format!("{SUBUID} gives {}-{} to `{owner}`; take others", range.first, range.last));
-    }
-    pool.range().find_map(|uid| match taken(uid) {
+    let fault = |found: Result<Option<String>, String>| match found {
         Ok(None) => None,
         Ok(Some(fault)) => Some(format!("{fault}; take others")),
         Err(fault) => Some(fault),
-    })
+    };
+    fault(given_out(&pool.range())).or_else(|| pool.range().find_map(|uid| fault(named(uid))))
 }
 
-/// The lines of an /etc/subuid: whose, and which. A line that means nothing gives nothing to anyone.
+/// The lines of an /etc/subuid or /etc/subgid: whose, and which. A line that means nothing gives nothing to anyone.
 fn ranges(table: &str) -> Vec<(&str, UidRange)> {
     let range = |line| {
         let mut fields = str::split(line, ':');
@@ -199,6 +219,14 @@ mod tests {
         let table = "alice:100000:65536\n1001:200000:10\nnonsense\nbob:4294967295:10\nnone:5:0\n";
         let found: Vec<_> = ranges(table).into_iter().map(|(owner, range)| (owner, range.first, range.last)).collect();
         assert_eq!(found, [("alice", 100_000, 165_535), ("1001", 200_000, 200_009)]);
+    }
+
+    #[test]
+    fn a_uid_that_was_given_out_is_told() {
+        let told = |uid| given_out_by(SUBGID, "alice:100000:65536\n", &(uid..=uid));
+        assert_eq!(told(165_535).unwrap(), "/etc/subgid gives 100000-165535 to `alice`");
+        assert_eq!((told(99_999), told(165_536)), (None, None));
+        assert!(given_out_by(SUBUID, "alice:100000:65536\n", &(1..=4_000_000_000)).is_some());
     }
 
     #[test]
