@@ -1,8 +1,13 @@
 //! What a process may do, as /proc/PID/status says it of each of its threads.
 
-use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+};
 
-use super::{Process, Rules, Why, tree::is_gone};
+use super::{Namespaces, Process, Rules, Why, sys, tree::is_gone};
 
 /// The status of a thread cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,15 +93,18 @@ pub(super) fn whys(process: &Process, tree: &BTreeSet<Process>, rules: &Rules<'_
         if found.tracer != 0 && !tree.iter().any(|other| other.pid == found.tracer) {
             whys.push(Why::Traced { by: found.tracer });
         }
-        match is_in_own_namespace(&folder) {
-            Ok(true) => {}
-            Ok(false) => whys.push(Why::UserNamespace),
+        let place = match place(&folder, rules.uid) {
+            Ok(place) => place,
             Err(error) if is_gone(&error) => continue,
             Err(source) => return unknown("its user namespace", source),
+        };
+        match (place, rules.namespaces) {
+            (Place::Host, _) | (Place::Own, Namespaces::Own) => {}
+            (Place::Own, Namespaces::Host) | (Place::Other, _) => whys.push(Why::UserNamespace),
         }
         match &first {
             None => {
-                whys.extend(judge(&found, rules));
+                whys.extend(judge(&found, place, rules));
                 first = Some(found);
             }
             Some(first) if first.rights() != found.rights() => {
@@ -108,7 +116,7 @@ pub(super) fn whys(process: &Process, tree: &BTreeSet<Process>, rules: &Rules<'_
     whys
 }
 
-fn judge(found: &Credentials, rules: &Rules<'_>) -> Vec<Why> {
+fn judge(found: &Credentials, place: Place, rules: &Rules<'_>) -> Vec<Why> {
     let mut whys = Vec::new();
     if let Some(&uid) = found.uids.iter().find(|&&uid| uid != rules.uid) {
         whys.push(Why::User { found: uid, expected: rules.uid });
@@ -116,7 +124,9 @@ fn judge(found: &Credentials, rules: &Rules<'_>) -> Vec<Why> {
     if !found.no_new_privs {
         whys.push(Why::NewPrivileges);
     }
-    if !found.capabilities.is_empty() {
+    // Over a namespace of its own a process has them all, and none over what is outside.
+    let harmless = place == Place::Own && rules.namespaces == Namespaces::Own;
+    if !found.capabilities.is_empty() && !harmless {
         whys.push(Why::Capabilities { sets: found.capabilities.join(", ") });
     }
     let held: BTreeSet<u32> = found.gids.iter().chain(&found.groups).copied().collect();
@@ -128,11 +138,41 @@ fn judge(found: &Credentials, rules: &Rules<'_>) -> Vec<Why> {
     whys
 }
 
-/// Whether a thread's user namespace is the daemon's.
-fn is_in_own_namespace(folder: &str) -> io::Result<bool> {
-    let own = fs::metadata("/proc/self/ns/user")?;
-    let its = fs::metadata(format!("{folder}/ns/user"))?;
-    Ok((own.dev(), own.ino()) == (its.dev(), its.ino()))
+/// In which user namespace a thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The daemon's.
+    Host,
+    /// One that the agent made, or that was made in such a one.
+    Own,
+    /// Another.
+    Other,
+}
+
+/// The kernel's own limit on how deep they lie (user_namespaces(7)).
+const NESTING: usize = 32;
+
+fn place(folder: &str, uid: u32) -> io::Result<Place> {
+    let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let host = number(fs::metadata("/proc/self/ns/user")?);
+    let mut namespace = File::open(format!("{folder}/ns/user"))?;
+    if number(namespace.metadata()?) == host {
+        return Ok(Place::Host);
+    }
+    for _ in 0..NESTING {
+        if sys::owner(&namespace)? != uid {
+            return Ok(Place::Other);
+        }
+        namespace = match sys::parent(&namespace) {
+            // Not below the daemon's.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(Place::Other),
+            parent => parent?,
+        };
+        if number(namespace.metadata()?) == host {
+            return Ok(Place::Own);
+        }
+    }
+    Ok(Place::Other)
 }
 
 #[cfg(test)]
@@ -145,8 +185,49 @@ mod tests {
 
     fn told(status: &str) -> Vec<String> {
         let groups = [(0, "root".to_owned()), (5, "docker".to_owned())];
-        let rules = Rules { uid: 7, barred_groups: &groups, barred_sockets: &[], protected: &|_| false };
-        judge(&Credentials::parse(status).unwrap(), &rules).iter().map(ToString::to_string).collect()
+        let rules = super::super::rules_of(7, &groups, &[]);
+        judge(&Credentials::parse(status).unwrap(), Place::Host, &rules).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_namespace_is_the_agents_own_when_the_agent_made_all_that_lie_between() {
+        let started = |words: &[&str]| {
+            let child = std::process::Command::new("setpriv").args(words).args(["sleep", "1000"]).spawn().unwrap();
+            let comm = format!("/proc/{}/comm", child.id());
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while fs::read_to_string(&comm).unwrap() != "sleep\n" {
+                assert!(std::time::Instant::now() < until);
+                std::thread::yield_now();
+            }
+            child
+        };
+        let agent = ["--reuid", "2000999998", "--clear-groups"];
+        let nested = [&agent[..], &["unshare", "--user", "--map-root-user", "unshare", "--user"]].concat();
+        let roots = ["unshare", "--user", "setpriv", "--no-new-privs"];
+        let mut children = [started(&agent), started(&nested), started(&roots)];
+        let seen: Vec<Place> =
+            children.iter().map(|child| place(&format!("/proc/{}", child.id()), 2_000_999_998).unwrap()).collect();
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(seen, [Place::Host, Place::Own, Place::Other]);
+    }
+
+    #[test]
+    fn capabilities_are_harmless_in_a_namespace_of_the_agents_own_alone() {
+        let status = Credentials::parse(&GOOD.replace("CapEff:\t0", "CapEff:\t1")).unwrap();
+        let rules = |namespaces| Rules { namespaces, ..super::super::rules_of(7, &[], &[]) };
+        let told = |place, namespaces| judge(&status, place, &rules(namespaces)).len();
+        assert_eq!(told(Place::Own, Namespaces::Own), 0);
+        for (place, namespaces) in [
+            (Place::Host, Namespaces::Own),
+            (Place::Other, Namespaces::Own),
+            (Place::Own, Namespaces::Host),
+            (Place::Host, Namespaces::Host),
+        ] {
+            assert_eq!(told(place, namespaces), 1);
+        }
     }
 
     #[test]

@@ -14,7 +14,9 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs, major, minor},
+    io::ioctl_fionread,
     net::{AddressFamily, SocketAddrUnix, SocketType, getpeername, sockopt},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
@@ -52,6 +54,8 @@ pub enum Held {
         /// Its protocol.
         protocol: u32,
     },
+    /// A Unix socket with something in it that nobody has taken: descriptors, maybe.
+    Queue,
     /// A connection to a Unix socket that leads around Weir.
     Connection {
         /// The socket.
@@ -78,6 +82,9 @@ impl fmt::Display for Held {
             Self::Socket { family, protocol } => {
                 write!(f, "a socket of family {family} and protocol {protocol}, which nothing polices")
             }
+            Self::Queue => f.write_str(
+                "a Unix socket with messages in it that were not read, which may hold descriptors; let it read them, and try again",
+            ),
             Self::Connection { path } => write!(f, "a connection to {}, which leads around Weir", path.display()),
             Self::File { name } => write!(f, "`{name}`, opened so that it may change the system"),
             Self::Object { name } => write!(f, "an object of the kernel's that an agent may not have, `{name}`"),
@@ -91,7 +98,8 @@ pub(super) fn whys(process: &Process, rules: &Rules<'_>, look: Look) -> Vec<Why>
     match descriptors(process) {
         Ok(descriptors) => {
             for (number, descriptor) in descriptors {
-                match judge(&descriptor, rules) {
+                let queue = || is_queue(&descriptor, look).map(|queue| queue.then_some(Held::Queue));
+                match judge(&descriptor, rules).and_then(|held| held.map_or_else(queue, |held| Ok(Some(held)))) {
                     Ok(None) => {}
                     Ok(Some(held)) => whys.push(Why::Holds { held, place: format!("descriptor {number}") }),
                     Err(source) => whys.push(Why::Unknown { what: "one of its descriptors", source }),
@@ -108,6 +116,11 @@ pub(super) fn whys(process: &Process, rules: &Rules<'_>, look: Look) -> Vec<Why>
         Ok(_) => {}
         Err(error) if is_gone(&error) => {}
         Err(source) => whys.push(Why::Unknown { what: "its mappings", source }),
+    }
+    match worker(process) {
+        Ok(None) => {}
+        Ok(Some(thread)) => whys.push(Why::Holds { held: Held::Ring, place: format!("its thread {thread}") }),
+        Err(source) => whys.push(Why::Unknown { what: "its threads", source }),
     }
     match look {
         Look::Running => {}
@@ -143,6 +156,43 @@ pub(super) fn descriptors(process: &Process) -> io::Result<BTreeMap<u32, OwnedFd
         };
     }
     Ok(found)
+}
+
+/// A thread that the kernel made for a ring (`iou-sqp-…`, `iou-wrk-…`): the ring may have neither descriptor nor mapping.
+fn worker(process: &Process) -> io::Result<Option<u32>> {
+    let threads = match process.threads() {
+        Err(error) if is_gone(&error) => return Ok(None),
+        threads => threads?,
+    };
+    for thread in threads {
+        match fs::read(format!("/proc/{}/task/{thread}/comm", process.pid)) {
+            Ok(name) if name.starts_with(b"iou-") => return Ok(Some(thread)),
+            Ok(_) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a Unix socket has something in its queue. What is queued in a socket that is queued itself lies behind the outer one.
+/// While its process runs that comes and goes.
+fn is_queue(descriptor: &OwnedFd, look: Look) -> io::Result<bool> {
+    if look == Look::Running
+        || FileType::from_raw_mode(fstat(descriptor)?.st_mode) != FileType::Socket
+        || sockopt::socket_domain(descriptor)? != AddressFamily::UNIX
+    {
+        return Ok(false);
+    }
+    let mut events = [PollFd::new(descriptor, PollFlags::IN | PollFlags::PRI | PollFlags::RDHUP)];
+    poll(&mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    let found = events.iter().fold(PollFlags::empty(), |found, event| found | event.revents());
+    if !found.intersects(PollFlags::IN | PollFlags::PRI) {
+        return Ok(false);
+    }
+    // The end of a stream is readable as well. Its bytes are counted; of datagrams an empty one may carry descriptors, too.
+    let ended = found.intersects(PollFlags::RDHUP | PollFlags::HUP) && !found.contains(PollFlags::PRI);
+    Ok(!(ended && sockopt::socket_type(descriptor)? == SocketType::STREAM && ioctl_fionread(descriptor) == Ok(0)))
 }
 
 /// A thread that has descriptors of its own (`unshare(CLONE_FILES)`): those were not looked at.
@@ -236,7 +286,7 @@ mod tests {
     use super::*;
 
     fn told(held: impl Into<OwnedFd>, sockets: &[PathBuf]) -> Option<Held> {
-        let rules = Rules { uid: 7, barred_groups: &[], barred_sockets: sockets, protected: &|_| false };
+        let rules = super::super::rules_of(7, &[], sockets);
         judge(&held.into(), &rules).unwrap()
     }
 
@@ -291,5 +341,37 @@ mod tests {
         assert_eq!(told(accepted, std::slice::from_ref(&path)), None, "the server's side is not the client's");
         assert_eq!(told(connected.try_clone().unwrap(), &[]), None);
         assert_eq!(told(connected, std::slice::from_ref(&path)), Some(Held::Connection { path }));
+    }
+
+    #[test]
+    fn what_waits_in_a_unix_socket_is_told_and_a_socket_at_its_end_is_not() {
+        use rustix::net::{SendFlags, SocketFlags, send, socketpair};
+        let queued = |socket: &OwnedFd| is_queue(socket, Look::Still).unwrap();
+        for kind in [SocketType::STREAM, SocketType::SEQPACKET, SocketType::DGRAM] {
+            let (one, other) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+            assert!(!queued(&one) && !queued(&other), "{kind:?}");
+            // A datagram may be empty and carry a descriptor all the same.
+            send(&one, if kind == SocketType::STREAM { b"x" } else { b"" }, SendFlags::empty()).unwrap();
+            assert!(queued(&other) && !queued(&one), "{kind:?}");
+            assert!(!is_queue(&other, Look::Running).unwrap());
+            drop(one);
+            assert!(queued(&other), "{kind:?}: what was sent is there when the sender is gone");
+        }
+        let (one, other) = UnixStream::pair().unwrap();
+        drop(one);
+        assert!(!queued(&other.into()));
+        assert!(!queued(&TcpListener::bind("127.0.0.1:0").unwrap().into()));
+    }
+
+    #[test]
+    fn a_thread_of_a_ring_is_told() {
+        let own = Process::find(std::process::id()).unwrap().unwrap();
+        let _ring: io_uring::IoUring = io_uring::IoUring::builder().setup_sqpoll(10_000).build(2).unwrap();
+        // It gives itself its name when it runs first.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while worker(&own).unwrap().is_none() {
+            assert!(std::time::Instant::now() < until);
+            std::thread::yield_now();
+        }
     }
 }

@@ -4,29 +4,33 @@
 //! confined as `weir run` would have confined it: what it was given before (a privilege, a ring, a connection) it would keep.
 //!
 //! - `tree` finds the processes, `credentials` reads what each may do, `held` what it holds, `sockets` destroys its
-//!   connections to protected targets, `capture` moves it.
+//!   connections to what it may not reach, `capture` moves it, `journal` knows the way back.
 //! - What cannot be read is a fault: unknown means refuse.
 //! - Nothing is moved before the first look is without a fault; the second, which counts, is at a frozen tree.
 
 mod capture;
 mod credentials;
 mod held;
+mod journal;
 mod sockets;
+mod sys;
 mod tree;
 
 use std::{
     collections::BTreeSet,
-    io,
+    fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-pub use capture::{CaptureError, Captured, clean};
+pub use capture::{CaptureError, Captured, clean, cut};
 pub use credentials::CredentialsError;
 pub use held::Held;
+pub use journal::{Journal, undo};
 pub use tree::{Process, living_uids};
 
 /// What a process must be to be an agent's.
+#[derive(Clone, Copy)]
 pub struct Rules<'a> {
     /// The agent's user: every process has it, and all its four ids are that.
     pub uid: u32,
@@ -34,8 +38,39 @@ pub struct Rules<'a> {
     pub barred_groups: &'a [(u32, String)],
     /// Unix sockets that lead around Weir: servers' and container runtimes'.
     pub barred_sockets: &'a [PathBuf],
-    /// Whether an address is protected.
-    pub protected: &'a dyn Fn(SocketAddr) -> bool,
+    /// Why a connection to an address is not the agent's to have; `None` where it may have one.
+    pub refused: &'a dyn Fn(SocketAddr) -> Option<Refusal>,
+    /// Cgroups that are Weir's: what lives in or below one is policed already.
+    pub own: &'a [String],
+    /// Where its processes may be.
+    pub namespaces: Namespaces,
+}
+
+/// Why an agent may have no connection to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is protected: Weir alone leads there.
+    Protected,
+    /// The agent's egress refuses it.
+    Egress,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Protected => "which is protected",
+            Self::Egress => "which the agent's egress refuses",
+        })
+    }
+}
+
+/// In which user namespaces an agent's processes may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Namespaces {
+    /// The host's alone: what holds capabilities elsewhere may have made something with them that nobody sees.
+    Host,
+    /// And those that the agent has made itself, as a sandbox does, in a place that was Weir's from the beginning.
+    Own,
 }
 
 /// Why a process cannot be an agent's.
@@ -79,6 +114,21 @@ pub enum Why {
     /// Its ids mean something else.
     #[error("is in another user namespace, where it may hold every capability; assign it before it makes one")]
     UserNamespace,
+    /// What it may do and holds cannot be seen.
+    #[error("has ended its first thread while others run, so that what it holds cannot be seen; end it")]
+    Headless,
+    /// It has left the tree.
+    #[error(
+        "has the agent's user as well, and is not of the tree ({}); end it first, or start both from one process",
+        .cgroup.as_deref().map_or_else(|| "its cgroup cannot be told".to_owned(), |cgroup| format!("it is in the cgroup `{cgroup}`"))
+    )]
+    Stray {
+        /// Where it lives.
+        cgroup: Option<String>,
+    },
+    /// Somebody else has moved it.
+    #[error("was moved out of the run's cgroup by somebody else; assign it again")]
+    Moved,
     /// A thread differs from the process.
     #[error("has a thread, {thread}, whose {what} differ from those of the others")]
     Thread {
@@ -102,12 +152,12 @@ pub enum Why {
         place: String,
     },
     /// A connection that outlives its being destroyed.
-    #[error(
-        "holds a connection to {target}, which is protected, and it cannot be destroyed: {reason}; end the process"
-    )]
+    #[error("holds a connection to {target}, {refusal}, and it cannot be destroyed: {reason}; end the process")]
     Connected {
         /// Where to.
         target: SocketAddr,
+        /// Why it may not be.
+        refusal: Refusal,
         /// Why not.
         reason: String,
     },
@@ -136,15 +186,46 @@ fn faults(processes: &BTreeSet<Process>, rules: &Rules<'_>, look: Look) -> Vec<F
     for process in processes {
         let mut whys = credentials::whys(process, processes, rules);
         whys.extend(held::whys(process, rules, look));
+        match process.is_headless() {
+            Ok(false) => {}
+            Ok(true) => whys.push(Why::Headless),
+            Err(source) => whys.push(Why::Unknown { what: "its first thread", source }),
+        }
         // A process that ends while it is looked at shows all sorts of errors; it is no fault any more.
         if process.is_alive() {
-            faults.extend(whys.into_iter().map(|why| Fault { pid: process.pid, name: process.name(), why }));
+            faults.extend(whys.into_iter().map(|why| process.fault(why)));
         }
     }
     faults
 }
 
+/// The processes of the user that live neither among these nor where Weir polices them.
+fn strays(processes: &BTreeSet<Process>, rules: &Rules<'_>) -> io::Result<Vec<Fault>> {
+    let strays = tree::strays(rules.uid, processes, rules.own)?.into_iter();
+    Ok(strays.map(|stray| stray.process.fault(Why::Stray { cgroup: stray.cgroup })).collect())
+}
+
+impl Process {
+    /// A fault of this process's.
+    fn fault(&self, why: Why) -> Fault {
+        Fault { pid: self.pid, name: self.name(), why }
+    }
+}
+
 /// Whether two paths mean the same file, as far as can be told.
 fn same_file(one: &Path, other: &Path) -> bool {
     one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Rules that refuse no address.
+#[cfg(test)]
+fn rules_of<'a>(uid: u32, groups: &'a [(u32, String)], sockets: &'a [PathBuf]) -> Rules<'a> {
+    Rules {
+        uid,
+        barred_groups: groups,
+        barred_sockets: sockets,
+        refused: &|_| None,
+        own: &[],
+        namespaces: Namespaces::Host,
+    }
 }

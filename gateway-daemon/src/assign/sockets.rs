@@ -1,9 +1,11 @@
-//! Destroys the connections to protected targets that a tree has already, by the kernel's tables of sockets (sock_diag(7)).
+//! Destroys the connections that a tree has already and may not have: to protected targets, and to what its agent's egress
+//! refuses, for the programs judge a connection when it is made. By the kernel's tables of sockets (sock_diag(7)).
 //!
 //! A connection is the tree's when one of its processes holds it, and also when its user made it: it may be on its way from one
 //! process to another. The tables are a network namespace's own, so all of the tree's are gone through. Afterwards what the
-//! processes hold must lead nowhere protected any more; a connection of a namespace that nobody is in is told there. Where a
-//! connection leads the tables say: getpeername(2) shows the address that was asked for, of one that Weir serves as well.
+//! processes hold must lead nowhere refused any more; a connection of a namespace that nobody is in is told there. Where a
+//! connection leads the tables say: getpeername(2) shows the address that was asked for, of one that Weir serves as well. Who
+//! began it they do not say, so one that somebody made to the agent goes as well when the agent may not have it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -23,7 +25,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use super::{Fault, Process, Rules, Why, held};
+use super::{Fault, Process, Refusal, Rules, Why, held, tree::is_gone};
 
 /// linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -53,8 +55,7 @@ pub(super) fn destroy(processes: &BTreeSet<Process>, rules: &Rules<'_>) -> io::R
     let mut namespaces: BTreeMap<(u64, u64), File> = BTreeMap::new();
     for process in processes {
         inodes.extend(held::descriptors(process)?.values().filter_map(held::inode));
-        for thread in process.threads()? {
-            let namespace = File::open(format!("/proc/{}/task/{thread}/ns/net", process.pid))?;
+        for namespace in namespaces_of(process)? {
             let metadata = namespace.metadata()?;
             namespaces.entry((metadata.dev(), metadata.ino())).or_insert(namespace);
         }
@@ -65,27 +66,48 @@ pub(super) fn destroy(processes: &BTreeSet<Process>, rules: &Rules<'_>) -> io::R
     for namespace in namespaces.values() {
         let tables = Tables::of(namespace)?;
         for entry in tables.all()? {
-            if !(rules.protected)(entry.target) {
+            let Some(refusal) = refusal(entry.target, rules) else {
                 elsewhere.insert(u64::from(entry.inode));
                 continue;
-            }
+            };
             if entry.uid != rules.uid && !inodes.contains(&u64::from(entry.inode)) {
                 continue;
             }
             match tables.destroy(&entry) {
                 Ok(()) => destroyed = destroyed.saturating_add(1),
-                Err(error) => failed.push((entry.target, error)),
+                Err(error) => failed.push((entry.target, refusal, error)),
             }
         }
     }
     Ok((destroyed, left(processes, rules, &failed, &elsewhere)?))
 }
 
-/// The connections to protected targets that are still held; those of `elsewhere` lead to where nothing is protected.
+/// The network namespaces of a process's threads. One that has ended meanwhile has none.
+fn namespaces_of(process: &Process) -> io::Result<Vec<File>> {
+    let threads = match process.threads() {
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        threads => threads?,
+    };
+    let mut found = Vec::new();
+    for thread in threads {
+        match File::open(format!("/proc/{}/task/{thread}/ns/net", process.pid)) {
+            Err(error) if is_gone(&error) => {}
+            opened => found.push(opened?),
+        }
+    }
+    Ok(found)
+}
+
+/// Why a connection may not be. What listens, and what waits for datagrams from everywhere, is connected to nothing.
+fn refusal(target: SocketAddr, rules: &Rules<'_>) -> Option<Refusal> {
+    if target.ip().is_unspecified() && target.port() == 0 { None } else { (rules.refused)(target) }
+}
+
+/// The connections that may not be and are still held; those of `elsewhere` lead to where the agent may go.
 fn left(
     processes: &BTreeSet<Process>,
     rules: &Rules<'_>,
-    failed: &[(SocketAddr, io::Error)],
+    failed: &[(SocketAddr, Refusal, io::Error)],
     elsewhere: &HashSet<u64>,
 ) -> io::Result<Vec<Fault>> {
     let mut faults = Vec::new();
@@ -94,21 +116,22 @@ fn left(
             if held::inode(descriptor).is_some_and(|inode| elsewhere.contains(&inode)) {
                 continue;
             }
-            let Some(target) = peer(descriptor).filter(|target| (rules.protected)(*target)) else { continue };
-            let reason = failed.iter().find(|(failed, _)| *failed == target);
+            let Some(target) = peer(descriptor) else { continue };
+            let Some(refusal) = refusal(target, rules) else { continue };
+            let reason = failed.iter().find(|(failed, ..)| *failed == target);
             let reason = reason.map_or_else(
                 || "it is in a network namespace that none of the processes is in".to_owned(),
-                |(_, error)| format!("{error}; the kernel wants CONFIG_INET_DIAG_DESTROY"),
+                |(.., error)| format!("{error}; the kernel wants CONFIG_INET_DIAG_DESTROY"),
             );
-            faults.push(Fault { pid: process.pid, name: process.name(), why: Why::Connected { target, reason } });
+            faults.push(process.fault(Why::Connected { target, refusal, reason }));
         }
     }
     // What only its maker's uid names, or what is on its way, has no holder to tell.
-    for (target, error) in failed {
+    for (target, refusal, error) in failed {
         if !faults.iter().any(|fault| matches!(&fault.why, Why::Connected { target: told, .. } if told == target)) {
             let Some(process) = processes.first() else { continue };
-            let why = Why::Connected { target: *target, reason: error.to_string() };
-            faults.push(Fault { pid: process.pid, name: process.name(), why });
+            let reason = error.to_string();
+            faults.push(process.fault(Why::Connected { target: *target, refusal: *refusal, reason }));
         }
     }
     Ok(faults)

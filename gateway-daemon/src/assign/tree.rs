@@ -12,14 +12,21 @@ pub struct Process {
     /// Its number.
     pub pid: u32,
     /// When it started, in ticks since the boot.
-    started: u64,
+    pub(super) started: u64,
 }
 
-/// What /proc/PID/stat says.
+/// What /proc/PID/stat says, of a process or of one of its threads.
 struct Stat {
     parent: u32,
     started: u64,
     ended: bool,
+}
+
+/// A user's process that lives where it should not.
+pub(super) struct Stray {
+    pub(super) process: Process,
+    /// Its cgroup; unknown when that cannot be told.
+    pub(super) cgroup: Option<String>,
 }
 
 impl Process {
@@ -56,6 +63,14 @@ impl Process {
         table.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
     }
 
+    /// Whether its first thread has ended while others run. Then most of what /proc says of it is empty.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub(super) fn is_headless(&self) -> io::Result<bool> {
+        Ok(read(&format!("/proc/{}/stat", self.pid))?.is_some_and(|stat| stat.ended && stat.started == self.started))
+    }
+
     /// Its threads.
     pub(super) fn threads(&self) -> io::Result<Vec<u32>> {
         numbers(&format!("/proc/{}/task", self.pid))
@@ -63,15 +78,15 @@ impl Process {
 }
 
 /// The tree below `root`: its descendants, and what of the same user lies in a cgroup of one of them, since a child whose
-/// parent has ended is nobody's child any more; `cgroups` are those of members that were moved. Whatever lies in or below
-/// `except` is left out.
+/// parent has ended is nobody's child any more; `cgroups` are those of members that were moved. Whatever lies in or below one
+/// of `except` is left out.
 ///
 /// # Errors
 /// /proc cannot be read.
 pub(super) fn tree<'a>(
     root: Process,
     uid: u32,
-    except: &str,
+    except: &[String],
     cgroups: impl IntoIterator<Item = &'a String>,
 ) -> io::Result<BTreeSet<Process>> {
     let mut parents: HashMap<Process, u32> = HashMap::new();
@@ -85,7 +100,7 @@ pub(super) fn tree<'a>(
     let mut cgroups: HashSet<String> = cgroups.into_iter().cloned().collect();
     loop {
         let before = found.len();
-        cgroups.extend(found.iter().filter_map(Process::cgroup).filter(|cgroup| !lies_in(cgroup, except)));
+        cgroups.extend(found.iter().filter_map(Process::cgroup).filter(|cgroup| !lies_in_one(cgroup, except)));
         for (process, parent) in &parents {
             let orphan =
                 || process.cgroup().is_some_and(|cgroup| cgroups.contains(&cgroup)) && has_uid(process.pid, uid);
@@ -103,6 +118,36 @@ pub(super) fn tree<'a>(
 /// Whether a cgroup is another one or lies below it.
 pub(super) fn lies_in(cgroup: &str, other: &str) -> bool {
     cgroup.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a cgroup is one of others or lies below it.
+pub(super) fn lies_in_one(cgroup: &str, others: &[String]) -> bool {
+    others.iter().any(|other| lies_in(cgroup, other))
+}
+
+/// The processes of a user that are not among `known` and live in none of the cgroups `except`: helpers that have left the
+/// tree, with which it could go on speaking.
+///
+/// # Errors
+/// /proc cannot be read.
+pub(super) fn strays(uid: u32, known: &BTreeSet<Process>, except: &[String]) -> io::Result<Vec<Stray>> {
+    let mut strays = Vec::new();
+    for pid in numbers("/proc")? {
+        let of_user = match fs::read_to_string(format!("/proc/{pid}/status")) {
+            Ok(status) => uids(&status).contains(&uid),
+            Err(error) if is_gone(&error) => false,
+            Err(error) => return Err(error),
+        };
+        if !of_user {
+            continue;
+        }
+        let Some(process) = Process::find(pid)?.filter(|process| !known.contains(process)) else { continue };
+        let cgroup = process.cgroup();
+        if !cgroup.as_ref().is_some_and(|cgroup| lies_in_one(cgroup, except)) && process.is_alive() {
+            strays.push(Stray { process, cgroup });
+        }
+    }
+    Ok(strays)
 }
 
 fn has_uid(pid: u32, uid: u32) -> bool {
@@ -146,11 +191,35 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
+/// What a process is. One whose first thread has ended is a zombie to its stat file while the others run, so it has ended only
+/// when all of them have.
 fn stat(pid: u32) -> io::Result<Option<Stat>> {
-    match fs::read(format!("/proc/{pid}/stat")) {
+    let Some(mut stat) = read(&format!("/proc/{pid}/stat"))? else { return Ok(None) };
+    if stat.ended {
+        stat.ended = !has_living_thread(pid)?;
+    }
+    Ok(Some(stat))
+}
+
+fn has_living_thread(pid: u32) -> io::Result<bool> {
+    let threads = match numbers(&format!("/proc/{pid}/task")) {
+        Err(error) if is_gone(&error) => return Ok(false),
+        threads => threads?,
+    };
+    for thread in threads {
+        if read(&format!("/proc/{pid}/task/{thread}/stat"))?.is_some_and(|stat| !stat.ended) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads a stat file; `None` when its process or thread is gone.
+fn read(path: &str) -> io::Result<Option<Stat>> {
+    match fs::read(path) {
         Ok(text) => match parse(&String::from_utf8_lossy(&text)) {
             Some(stat) => Ok(Some(stat)),
-            None => Err(io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{path} is not understood"))),
         },
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),
@@ -190,7 +259,7 @@ mod tests {
         let mut child = std::process::Command::new("sh").args(["-c", "sleep 1000 & wait"]).spawn().unwrap();
         let root = Process::find(child.id()).unwrap().unwrap();
         // Nobody has that user, so no orphan of another test's joins.
-        let two = || tree(root, u32::MAX, "/weir", []).unwrap();
+        let two = || tree(root, u32::MAX, &["/weir".to_owned()], []).unwrap();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while two().len() < 2 {
             assert!(std::time::Instant::now() < until);
@@ -202,5 +271,51 @@ mod tests {
         }
         child.wait().unwrap();
         assert!(!root.is_alive());
+    }
+
+    /// Its first thread ends while another goes on, by the system call itself: what exits the interpreter ends both.
+    const HEADLESS: &str = "import ctypes, threading, time
+threading.Thread(target=lambda: time.sleep(1000)).start()
+ctypes.CDLL(None).syscall(60 if __import__('platform').machine() == 'x86_64' else 93, 0)";
+
+    #[test]
+    fn a_process_lives_while_one_of_its_threads_does() {
+        let mut child = std::process::Command::new("python3").args(["-c", HEADLESS]).spawn().unwrap();
+        let pid = child.id();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !read(&format!("/proc/{pid}/stat")).unwrap().unwrap().ended {
+            assert!(std::time::Instant::now() < until);
+            std::thread::yield_now();
+        }
+        let process = Process::find(pid).unwrap().unwrap();
+        let seen = (process.is_alive(), process.is_headless().unwrap(), stat(pid).unwrap().unwrap().ended);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, (true, true, false));
+        assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn what_has_the_user_and_lives_elsewhere_is_a_stray() {
+        let nobody = 2_000_999_999;
+        let mut child = std::process::Command::new("setpriv")
+            .args(["--reuid", &nobody.to_string(), "--clear-groups", "sleep", "1000"])
+            .spawn()
+            .unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !has_uid(child.id(), nobody) {
+            assert!(std::time::Instant::now() < until);
+            std::thread::yield_now();
+        }
+        let process = Process::find(child.id()).unwrap().unwrap();
+        let found = |known: &[Process], except: &[&str]| {
+            let except: Vec<String> = except.iter().map(|&cgroup| cgroup.to_owned()).collect();
+            let found = strays(nobody, &known.iter().copied().collect(), &except).unwrap();
+            found.into_iter().map(|stray| stray.process).collect::<Vec<_>>()
+        };
+        let seen = [found(&[], &[]), found(&[process], &[]), found(&[], &[process.cgroup().unwrap().as_str()])];
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, [vec![process], vec![], vec![]]);
     }
 }

@@ -388,6 +388,7 @@ fn status(path: &Path, args: &JsonArgs) -> Result<ExitCode> {
         ("ONLY OBSERVED", "observed"),
         ("egress", "egress"),
         ("WITHHELD", "withheld"),
+        ("home left over", "homes_left"),
         ("let through", "allowed"),
         ("protected", "protected"),
         ("others' program", "programs_of_others"),

@@ -56,6 +56,7 @@ RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 SystemCallArchitectures=native
 SystemCallFilter=~io_uring_setup io_uring_enter io_uring_register
 SystemCallErrorNumber=EPERM
+RestrictSUIDSGID=yes
 InaccessiblePaths={covered}
 # What dies leaves no memory behind.
 LimitCORE=1

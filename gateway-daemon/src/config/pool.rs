@@ -1,4 +1,4 @@
-//! Ranges of uids, as they are written: `200000-200999`.
+//! Ranges of uids, as they are written: `2000000000-2000000999`.
 
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
@@ -47,7 +47,7 @@ impl FromStr for UidPool {
         let shown = text.escape_debug();
         let ends = text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
         let Some((first, last)) = ends else {
-            return Err(format!("`{shown}` is no range of uids; write it as `200000-200999`"));
+            return Err(format!("`{shown}` is no range of uids; write it as `2000000000-2000000999`"));
         };
         let pool = Self(first..=last);
         if first > last {
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_pool_is_read_as_it_is_written() {
-        for text in ["200000-200999", "1000-1000", "60000-65533"] {
+        for text in ["2000000000-2000000999", "1000-1000", "60000-65533"] {
             assert_eq!(text.parse::<UidPool>().unwrap().to_string(), text);
         }
         assert_eq!("5000-5009".parse::<UidPool>().unwrap().size(), 10);

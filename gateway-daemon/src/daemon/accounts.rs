@@ -1,28 +1,23 @@
 //! The Unix accounts that agents' processes have: a user that root made, or a uid of a pool for each run.
 //!
 //! A run of a pool has a uid and a group of the same number that nobody else has, no further groups, and a home folder that is
-//! made for it and goes when its last process is gone.
+//! made for it ([`super::homes`]).
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    os::unix::fs::{DirBuilderExt, chown},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, ops::RangeInclusive, path::PathBuf};
 
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::{
-    config::{Agent, Config, RunsAs, UidPool},
-    identity::RunId,
+    config::{Agent, RunsAs, UidPool},
     redirect::UidRange,
 };
 
 /// Groups whose members may speak to a container runtime, and so reach everything.
 pub(super) const RUNTIME_GROUPS: [&str; 6] = ["docker", "containerd", "podman", "lxd", "incus-admin", "libvirt"];
 
-/// Where subordinate uids are given out.
+/// Where subordinate uids and gids are given out.
 const SUBUID: &str = "/etc/subuid";
+const SUBGID: &str = "/etc/subgid";
 
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,8 +106,15 @@ pub(super) fn barred_groups() -> Result<Vec<(u32, String)>, String> {
     Ok(barred)
 }
 
-/// What is wrong with a uid of a pool: it is, or belongs to, somebody already.
+/// What is wrong with a uid of a pool now: it, or the group of its number, is somebody's or was given out to somebody.
 pub(super) fn taken(uid: u32) -> Result<Option<String>, String> {
+    if let Some(fault) = given_out(&(uid..=uid))? {
+        return Ok(Some(fault));
+    }
+    named(uid)
+}
+
+fn named(uid: u32) -> Result<Option<String>, String> {
     match (User::from_uid(Uid::from_raw(uid)), Group::from_gid(Gid::from_raw(uid))) {
         (Ok(Some(user)), _) => Ok(Some(format!("uid {uid} is the user `{}`", user.name))),
         (_, Ok(Some(group))) => Ok(Some(format!("gid {uid} is the group `{}`", group.name))),
@@ -121,26 +123,38 @@ pub(super) fn taken(uid: u32) -> Result<Option<String>, String> {
     }
 }
 
+/// Who was given some number of a range as a subordinate one.
+fn given_out(uids: &RangeInclusive<u32>) -> Result<Option<String>, String> {
+    for path in [SUBUID, SUBGID] {
+        let table = match fs::read_to_string(path) {
+            Ok(table) => table,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(format!("{path} cannot be read: {error}")),
+        };
+        if let Some(fault) = given_out_by(path, &table, uids) {
+            return Ok(Some(fault));
+        }
+    }
+    Ok(None)
+}
+
+fn given_out_by(path: &str, table: &str, uids: &RangeInclusive<u32>) -> Option<String> {
+    let overlaps = |range: &UidRange| *uids.start() <= range.last && range.first <= *uids.end();
+    let (owner, range) = ranges(table).into_iter().find(|(_, range)| overlaps(range))?;
+    Some(format!("{path} gives {}-{} to `{owner}`", range.first, range.last))
+}
+
 /// What is wrong with a pool on this host: every uid and gid must be nobody's, nor given out as subordinate to somebody.
 pub(crate) fn pool_fault(pool: &UidPool) -> Option<String> {
-    let table = match fs::read_to_string(SUBUID) {
-        Ok(table) => table,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Some(format!("{SUBUID} cannot be read: {error}")),
-    };
-    if let Some((owner, range)) =
-        ranges(&table).into_iter().find(|(_, range)| pool.overlaps(&(range.first..=range.last)))
-    {
-        return Some(format!("{SUBUID} gives {}-{} to `{owner}`; take others", range.first, range.last));
-    }
-    pool.range().find_map(|uid| match taken(uid) {
+    let fault = |found: Result<Option<String>, String>| match found {
         Ok(None) => None,
         Ok(Some(fault)) => Some(format!("{fault}; take others")),
         Err(fault) => Some(fault),
-    })
+    };
+    fault(given_out(&pool.range())).or_else(|| pool.range().find_map(|uid| fault(named(uid))))
 }
 
-/// The lines of an /etc/subuid: whose, and which. A line that means nothing gives nothing to anyone.
+/// The lines of an /etc/subuid or /etc/subgid: whose, and which. A line that means nothing gives nothing to anyone.
 fn ranges(table: &str) -> Vec<(&str, UidRange)> {
     let range = |line| {
         let mut fields = str::split(line, ':');
@@ -190,42 +204,6 @@ pub(crate) fn rights(agent: &Agent) -> Option<(u32, Vec<u32>)> {
     }
 }
 
-/// A run's home folder: below `homes`, by the run's name.
-pub(super) fn home(homes: &Path, run: RunId) -> PathBuf {
-    homes.join(run.to_string())
-}
-
-/// Makes a home folder for a uid alone.
-pub(super) fn make_home(home: &Path, uid: u32) -> io::Result<()> {
-    if let Some(homes) = home.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(homes)?;
-    }
-    fs::DirBuilder::new().mode(0o700).create(home)?;
-    chown(home, Some(uid), Some(uid))
-}
-
-/// Removes a run's home folder, if it had one. Links in it are removed, not followed.
-pub(super) fn remove_home(homes: &Path, run: RunId) {
-    let home = home(homes, run);
-    match fs::remove_dir_all(&home) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(home = %home.display(), %error, "a run's home folder is left over");
-        }
-        _ => {}
-    }
-}
-
-/// Removes the home folders of runs that nobody knows any more, as after a boot.
-pub(super) fn sweep_homes(config: &Config, known: &BTreeSet<RunId>) {
-    let homes = &config.daemon.homes;
-    for entry in fs::read_dir(homes).into_iter().flatten().flatten() {
-        let run = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok());
-        if let Some(run) = run.filter(|run| !known.contains(run)) {
-            remove_home(homes, run);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,29 +222,18 @@ mod tests {
     }
 
     #[test]
+    fn a_uid_that_was_given_out_is_told() {
+        let told = |uid| given_out_by(SUBGID, "alice:100000:65536\n", &(uid..=uid));
+        assert_eq!(told(165_535).unwrap(), "/etc/subgid gives 100000-165535 to `alice`");
+        assert_eq!((told(99_999), told(165_536)), (None, None));
+        assert!(given_out_by(SUBUID, "alice:100000:65536\n", &(1..=4_000_000_000)).is_some());
+    }
+
+    #[test]
     fn a_uid_that_is_somebodys_is_told() {
         assert_eq!(taken(0).unwrap().unwrap(), "uid 0 is the user `root`");
         assert_eq!(taken(3_000_000_001).unwrap(), None);
         let pool: UidPool = "3000000001-3000000010".parse().unwrap();
         assert_eq!(pool_fault(&pool), None);
-    }
-
-    #[test]
-    fn a_home_is_its_users_alone_and_goes_without_following_links() {
-        let folder = tempfile::tempdir().unwrap();
-        let run: RunId = "00000000000000aa".parse().unwrap();
-        let kept = folder.path().join("kept");
-        fs::create_dir(&kept).unwrap();
-        let homes = folder.path().join("homes");
-        let own = home(&homes, run);
-        make_home(&own, nix::unistd::getuid().as_raw()).unwrap();
-        assert_eq!(
-            fs::metadata(&own).map(|found| std::os::unix::fs::MetadataExt::mode(&found) & 0o7777).unwrap(),
-            0o700
-        );
-        assert!(make_home(&own, 0).is_err(), "what is there already is another's");
-        std::os::unix::fs::symlink(&kept, own.join("link")).unwrap();
-        remove_home(&homes, run);
-        assert!(!own.exists() && kept.exists());
     }
 }

@@ -44,6 +44,7 @@ mod accounts;
 mod assigns;
 pub(crate) mod connection_test;
 mod egress;
+mod homes;
 mod often;
 mod parts;
 mod refusals;
@@ -117,6 +118,7 @@ struct Weir {
     targets: Vec<Arc<Target>>,
     front: Arc<Front>,
     launcher: Launcher,
+    homes: Arc<homes::Homes>,
     slices: slices::Slices,
     often: often::Often,
     /// Runs outlive an orderly stop: the next daemon finds them.
@@ -158,6 +160,12 @@ async fn serve(
     tokio::spawn(egress::keep_resolvers(weir.config.clone(), weir.kernel.clone()));
     tokio::spawn(watch_sockets(weir.clone()));
     tokio::spawn(often::record(weir.clone()));
+    let its = weir.clone();
+    let undone = tokio::task::spawn_blocking(move || {
+        assigns::undo(&its);
+        assigns::cut_refused(&its);
+    });
+    undone.await.map_err(|error| StartError::Runtime { source: io::Error::other(error) })?;
     runs::adopt(&weir);
     tokio::spawn(slices::keep(weir.clone()));
     tokio::spawn(verbs::serve(weir.clone(), control));
@@ -417,13 +425,10 @@ impl Weir {
         {
             tracing::error!(%error, "the kernel keeps a run's cgroup");
         }
-        let (id, homes) = (run.id, self.config.daemon.homes.clone());
-        let released = self.change_registry(move |registry| {
-            // Before the uid is free: what is in there is that uid's.
-            accounts::remove_home(&homes, id);
-            registry.release(id)
-        });
-        if let Err(error) = released.await {
+        let id = run.id;
+        // Before the uid is free: what is in there is that uid's.
+        self.homes.remove(id).await;
+        if let Err(error) = self.change_registry(move |registry| registry.release(id)).await {
             tracing::error!(%error, "a run's uid stays taken");
         }
     }

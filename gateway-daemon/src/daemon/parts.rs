@@ -136,6 +136,11 @@ pub(super) async fn assemble(
     let launcher = launcher.connect().map_err(|source| StartError::Launcher { source })?;
     make_folder(&config.daemon.state_dir, 0o700)?;
     make_folder(&config.daemon.runtime_dir, 0o755)?;
+    let homes = Arc::new(homes::Homes::new(&config.daemon.homes));
+    if config.agents.iter().any(|agent| matches!(agent.runs_as, RunsAs::Pool(_))) {
+        let path = config.daemon.homes.clone();
+        homes::Homes::prepare(&path).map_err(|source| StartError::File { path, source })?;
+    }
     let policies = Arc::new(Policies::new(load_policies(&config)?));
     warn_of_unknown_users(&config);
     warn_of_credentials(&config).await;
@@ -160,8 +165,6 @@ pub(super) async fn assemble(
     let slices = slices::Slices::of(&config);
     forget_ended_runs(&cgroups, &kernel, &slices)?;
     slices.prepare(&cgroups, &kernel, &config)?;
-    let known = registry.list().iter().chain(&registry.ended()).map(|run| run.id).collect();
-    accounts::sweep_homes(&config, &known);
     let targets = config.connections.iter().map(servers::target).collect::<Result<Vec<_>, _>>()?;
     let sessions = Sessions::new(config.limits.connections);
     let front = Arc::new(Front {
@@ -194,6 +197,7 @@ pub(super) async fn assemble(
         targets,
         front,
         launcher,
+        homes,
         slices,
         often: often::Often::default(),
         stopping: AtomicBool::new(false),

@@ -255,17 +255,16 @@ fn begin_with_account(
         }
         RunsAs::Pool(pool) => {
             let range = pool.range();
-            let busy = assign::living_uids(&range)
-                .map_err(|error| Refused::new(format!("which uids of the pool are free cannot be told: {error}")))?;
+            let unknown = |error| Refused::new(format!("which uids of the pool are free cannot be told: {error}"));
+            let mut busy = assign::living_uids(&range).map_err(unknown)?;
+            busy.extend(weir.homes.owners(&range).map_err(unknown)?);
             let begun = begin(weir, agent, Uids::Pool { range, busy }, identity, starter, token_file)?;
             let uid = begun.run.uid;
             if let Some(why) = accounts::taken(uid).map_err(Refused::new)? {
                 return Err(Refused::new(format!("agent `{}`: {why}; give it another `uid_pool`", agent.name)));
             }
-            let home = accounts::home(&weir.config.daemon.homes, begun.run.id);
-            accounts::make_home(&home, uid).map_err(|error| {
-                Refused::new(format!("the run's home folder `{}` cannot be made: {error}", home.display()))
-            })?;
+            let home = weir.homes.make(begun.run.id, uid);
+            let home = home.map_err(|error| Refused::new(format!("the run's home folder cannot be made: {error}")))?;
             Ok((begun, accounts::of_pool(agent, uid, home)))
         }
     }
@@ -333,6 +332,7 @@ pub(super) async fn end(weir: &Weir, run: &Run) {
 /// Takes on the runs that an earlier daemon left: those that live are watched for a new token and for their end, those that
 /// ended are forgotten.
 pub(super) fn adopt(weir: &Arc<Weir>) {
+    weir.homes.sweep(&weir.registry.list().iter().chain(&weir.registry.ended()).map(|run| run.id).collect());
     for run in weir.registry.list() {
         if let Some(agent) = weir.config.agent(&run.agent)
             && let Some(path) = &run.token_file

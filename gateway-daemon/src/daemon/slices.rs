@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 
 use super::{Weir, accounts, assigns::Barred, runs};
 use crate::{
-    assign::{self, Process},
+    assign::{self, Namespaces, Process},
     config::{Agent, Config, RunsAs},
     identity::{
         self, Enrolment, Run, Uids,
@@ -70,7 +70,7 @@ pub(crate) fn unit_name(agent: &str) -> String {
 }
 
 /// `weir.slice`, at the scope.
-fn fence(config: &Config) -> String {
+pub(super) fn fence(config: &Config) -> String {
     format!("{}/weir.slice", config.daemon.scope.trim_end_matches('/'))
 }
 
@@ -199,8 +199,8 @@ async fn identify(weir: &Arc<Weir>, cgroup: CgroupId) -> Result<Arc<Run>, String
         let RunsAs::User(user) = &its_agent.runs_as else { return Err("the agent has no user".to_owned()) };
         let uid = accounts::of_user(&its_agent, user)?.uid;
         let processes = processes(folder)?;
-        Barred::gather(&its)?
-            .rules(uid, |rules| assign::clean(&processes, rules))
+        Barred::gather(&its, &its_agent.name)?
+            .rules(uid, Namespaces::Own, |rules| assign::clean(&processes, rules))
             .map_err(|error| error.to_string())?;
         let enrolment = Enrolment {
             id: its.registry.next_run_id(),
@@ -220,7 +220,7 @@ async fn identify(weir: &Arc<Weir>, cgroup: CgroupId) -> Result<Arc<Run>, String
 }
 
 /// The processes in a cgroup and below it. Blocks.
-fn processes(folder: PathBuf) -> Result<BTreeSet<Process>, String> {
+pub(super) fn processes(folder: PathBuf) -> Result<BTreeSet<Process>, String> {
     let failed = |error: std::io::Error| format!("the processes of the slice cannot be listed: {error}");
     let mut found = BTreeSet::new();
     let mut folders = vec![folder];

@@ -2,6 +2,7 @@
 //! is on this host is not served while an agent's user can open one of its sockets.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::ToSocketAddrs,
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -69,7 +70,8 @@ pub(super) fn of_all(config: &Config) -> Vec<PathBuf> {
 
 /// Why the connection must not be served, when an agent's user can open one of its sockets; with the mend.
 pub(crate) fn open_to_agents(config: &Config, connection: &Connection) -> Option<String> {
-    let sockets: Vec<PathBuf> = of(connection).into_iter().filter(|path| is_socket(path)).collect();
+    let is_counted = |path: &PathBuf| is_socket(path) && is_servers(path, config, connection);
+    let sockets: Vec<PathBuf> = of(connection).into_iter().filter(is_counted).collect();
     for agent in &config.agents {
         let Some((uid, groups)) = accounts::rights(agent) else { continue };
         for socket in &sockets {
@@ -95,6 +97,51 @@ pub(crate) fn open_to_agents(config: &Config, connection: &Connection) -> Option
         }
     }
     None
+}
+
+/// Whether what is at a server's path may be the server's. Where everybody can make a file, anybody can make one of that name,
+/// and would withhold the connection from every agent by it: there its owner must be root, or whoever listens at the server's
+/// port.
+///
+/// What an agent has made there is passed over without a loss. It may be a relay, but then to what its own maker reaches, and
+/// that maker is policed wherever it connects; it needs no such path for that. The same holds for another user, who is kept from
+/// the server by `guard`, and who could be an agent's relay at any path where they are not.
+fn is_servers(path: &Path, config: &Config, connection: &Connection) -> bool {
+    let shared = |folder: &Path| fs::metadata(folder).is_ok_and(|found| found.mode() & 0o002 != 0);
+    if !path.ancestors().skip(1).any(shared) {
+        return true;
+    }
+    // Of a link its own: who makes it chooses what it means.
+    let Ok(owner) = fs::symlink_metadata(path).map(|found| found.uid()) else { return false };
+    let is_agents = |uid: u32| {
+        let mut ranges = config.agents.iter().filter_map(accounts::uids).flatten();
+        ranges.any(|range| (range.first..=range.last).contains(&uid))
+    };
+    if is_agents(owner) {
+        return false;
+    }
+    let ports = connection.hosts.iter().map(|host| host.port);
+    owner == 0 || may_serve(owner, &ports.flat_map(listening_uids).collect())
+}
+
+/// Whether a user may be the server's, of whose ports these uids listen. Where nobody is seen to, or root, which passes on to
+/// others, it may be anyone.
+fn may_serve(uid: u32, listening: &BTreeSet<u32>) -> bool {
+    listening.is_empty() || listening.contains(&0) || listening.contains(&uid)
+}
+
+/// The users whose sockets listen at a port of this host (proc(5), /proc/net/tcp).
+fn listening_uids(port: u16) -> BTreeSet<u32> {
+    const LISTEN: &str = "0A";
+    let tables =
+        ["/proc/self/net/tcp", "/proc/self/net/tcp6"].map(|table| fs::read_to_string(table).unwrap_or_default());
+    let uid = |row: &str| {
+        let words: Vec<&str> = row.split_ascii_whitespace().collect();
+        let &[_, local, _, state, _, _, _, uid, ..] = words.as_slice() else { return None };
+        let (_, at) = local.split_once(':')?;
+        (state == LISTEN && u16::from_str_radix(at, 16) == Ok(port)).then(|| uid.parse().ok())?
+    };
+    tables.iter().flat_map(|table| table.lines().filter_map(uid)).collect()
 }
 
 /// Whether an agent's processes can open a socket; one with an access control list counts as open. `None` when the agent's
@@ -159,7 +206,10 @@ fn has_acl(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::{fs::PermissionsExt, net::UnixListener};
+    use std::{
+        net::TcpListener,
+        os::unix::{fs::PermissionsExt, net::UnixListener},
+    };
 
     use super::*;
 
@@ -205,5 +255,16 @@ mod tests {
         assert_eq!(access(&path, stranger, &[stranger]), Access::Acl(real));
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(access(&path, stranger, &[stranger]), Access::Closed);
+    }
+
+    #[test]
+    fn who_listens_at_a_port_is_known_and_who_may_be_its_server() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert_eq!(listening_uids(port), BTreeSet::from([nix::unistd::getuid().as_raw()]));
+        drop(listener);
+        let set = |uids: &[u32]| uids.iter().copied().collect::<BTreeSet<_>>();
+        assert!(may_serve(7, &set(&[7])) && may_serve(7, &set(&[])) && may_serve(7, &set(&[0])));
+        assert!(!may_serve(7, &set(&[8])));
     }
 }

@@ -181,6 +181,9 @@ impl Weir {
                 json!({ "agent": agent.name, "mode": agent.egress.mode.word(), "allow": allow.collect::<Vec<_>>() })
             }).collect::<Vec<_>>(),
             "withheld": withheld,
+            "homes_left": self.homes.left().iter().map(|(home, why)| {
+                json!({ "home": home.display().to_string(), "why": why })
+            }).collect::<Vec<_>>(),
             "allowed": self.config.allow.iter().map(|allow| {
                 json!({ "who": allow.who.to_string(), "reason": allow.reason })
             }).collect::<Vec<_>>(),

@@ -1,8 +1,11 @@
 //! The daemon's part while a run lasts: between its caller's connection and its command.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
 
-use rustix::process::Signal;
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use tokio::time::timeout;
 
 use super::{Event, Exit, FORWARDED, Running};
@@ -106,8 +109,26 @@ async fn end_run(running: &mut Running, cgroup: &Path) -> Exit {
 
 /// Kills every process in a cgroup and below, at once (`cgroup.kill`, Linux 5.14).
 ///
+/// The kernel gives that signal to each process's first thread alone: a process whose first thread has ended goes on by its others
+/// (tried). So what is still in the cgroup gets it as a process, too.
+///
 /// # Errors
 /// The cgroup is not there, or the system refuses.
 pub fn kill_cgroup(cgroup: &Path) -> io::Result<()> {
-    std::fs::write(cgroup.join("cgroup.kill"), "1")
+    std::fs::write(cgroup.join("cgroup.kill"), "1")?;
+    let members = || -> io::Result<Vec<Pid>> {
+        let procs = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
+        Ok(procs.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect())
+    };
+    let opened: Vec<(Pid, OwnedFd)> =
+        members()?.into_iter().filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?))).collect();
+    // One that was listed and has ended may have had its number taken by a stranger before it was opened.
+    let still = members()?;
+    for (_, pidfd) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
+        match pidfd_send_signal(pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }

@@ -110,6 +110,7 @@ fn confine(spec: &RunSpec) -> Result<(), Failure> {
         super::cover::cover(path).at(Step::Cover, path.display())?;
     }
     set_limits().at(Step::Limits, &command)?;
+    leave_the_daemons(&command)?;
     drop_privileges(spec, &command)?;
     let cwd = os(&spec.cwd);
     std::env::set_current_dir(&cwd).at(Step::Folder, cwd.display())?;
@@ -185,6 +186,19 @@ fn set_limits() -> io::Result<()> {
     super::apart::leave_no_core()?;
     sys::reset_dispositions();
     SignalSet::of(&[]).block_only()
+}
+
+/// What the daemon was given for itself: to be spared when memory runs out, and a session's keys. Both go while this process may
+/// do more than the agent: what is raised here the agent cannot lower again, and the keyring takes nothing of the agent's quota,
+/// so that no agent can keep its own runs from starting.
+fn leave_the_daemons(command: &str) -> Result<(), Failure> {
+    const SPARED: &str = "/proc/self/oom_score_adj";
+    let spared = std::fs::read_to_string(SPARED).at(Step::Limits, SPARED)?;
+    // Who is to go first already stays so: to take that back wants a privilege.
+    if spared.trim().parse::<i32>().map_err(io::Error::other).at(Step::Limits, SPARED)? < 0 {
+        std::fs::write(SPARED, "0").at(Step::Limits, SPARED)?;
+    }
+    sys::join_new_session_keyring().at(Step::Keyring, command)
 }
 
 /// Becomes the agent's user, for good.

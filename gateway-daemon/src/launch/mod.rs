@@ -149,6 +149,8 @@ pub enum Step {
     Capabilities,
     /// Setting limits, umask and signals.
     Limits,
+    /// Leaving the daemon's session keyring.
+    Keyring,
     /// Entering a domain of the run's own.
     Domain,
     /// Installing the system call filter.
@@ -174,6 +176,7 @@ impl Step {
             Self::User => "become the user",
             Self::Capabilities => "give up the capabilities of",
             Self::Limits => "set the limits of",
+            Self::Keyring => "make a keyring for",
             Self::Domain => "keep from other processes",
             Self::Seccomp => "filter the system calls of",
             Self::Folder => "enter the folder",

@@ -150,6 +150,19 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Gives this process a session keyring of its own, empty, in place of the one that it inherited (`keyctl(2)`).
+#[expect(unsafe_code, reason = "keyctl")]
+pub(super) fn join_new_session_keyring() -> io::Result<()> {
+    // SAFETY: takes numbers alone; no name means a keyring without one, which nobody else can join.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, 0_usize) };
+    match io::Error::last_os_error() {
+        _ if joined >= 0 => Ok(()),
+        // A kernel that was built without keys.
+        error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        error => Err(error),
+    }
+}
+
 /// Gives this process mounts of its own.
 #[expect(unsafe_code, reason = "unshare")]
 pub(super) fn unshare_mounts() -> io::Result<()> {

@@ -1,7 +1,11 @@
 //! What agents may reach beside protected addresses: modes, the list of ports, and the addresses that single agents may
 //! reach all the same, with their keys in the kernel's map.
 
-use std::{collections::HashMap, net::IpAddr, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::LazyLock,
+};
 
 use gateway_common::{EGRESS_TARGET_HEAD_BITS, EgressTarget, MAPPED};
 
@@ -34,6 +38,20 @@ impl Egress {
     pub const NOTHING: Self = Self { mode: EgressMode::Closed, agent: NO_AGENT };
 }
 
+impl Egress {
+    /// Whether a connection to an address is refused, as the programs judge it.
+    pub fn refuses(&self, address: SocketAddr, allowed: &[EgressAllowed]) -> bool {
+        let ip = address.ip().to_canonical();
+        let whole = if ip.is_ipv4() { 32 } else { 128 };
+        let is_allowed =
+            || allowed.iter().any(|allowed| allowed.agent == self.agent && allowed.overlaps(ip, whole, address.port()));
+        match self.mode {
+            EgressMode::Open => false,
+            EgressMode::Databases => listed(address.port()).is_some() && !is_allowed(),
+            EgressMode::Closed => !is_allowed(),
+        }
+    }
+}
 /// What an agent may reach all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EgressAllowed {
@@ -263,5 +281,29 @@ mod tests {
         };
         assert!(overlaps("0.0.0.0/0", 443) && overlaps("10.1.2.3/32", 443));
         assert!(!overlaps("::/0", 443) && !overlaps("11.0.0.0/8", 443) && !overlaps("0.0.0.0/0", 444));
+    }
+
+    #[test]
+    fn an_address_is_refused_by_mode_list_and_what_is_allowed() {
+        let list = [
+            allowed("10.0.0.0/8", AllowedPorts::Range { first: 5432, last: 5433 }),
+            allowed("fd00::/8", AllowedPorts::Any),
+            EgressAllowed { agent: 4, ..allowed("0.0.0.0/0", AllowedPorts::Any) },
+        ];
+        let refuses = |mode, address: &str| Egress { mode, agent: 3 }.refuses(address.parse().unwrap(), &list);
+        for (address, databases, closed) in [
+            ("10.1.2.3:5432", false, false),
+            ("[::ffff:10.1.2.3]:5432", false, false),
+            ("10.1.2.3:6379", true, true),
+            ("11.1.2.3:5432", true, true),
+            ("11.1.2.3:443", false, true),
+            ("[fd00::1]:6379", false, false),
+            ("[fe80::1]:80", false, true),
+        ] {
+            assert!(!refuses(EgressMode::Open, address), "{address}");
+            assert_eq!(refuses(EgressMode::Databases, address), databases, "{address}");
+            assert_eq!(refuses(EgressMode::Closed, address), closed, "{address}");
+        }
+        assert!(Egress::NOTHING.refuses("10.1.2.3:5432".parse().unwrap(), &list));
     }
 }

@@ -212,6 +212,7 @@ pub struct Kernel {
     state: Mutex<State>,
     sources: Mutex<Option<EventSources>>,
     retired: Vec<String>,
+    stricter: Vec<CgroupId>,
 }
 
 /// What the events are read from, until someone does.
@@ -241,8 +242,8 @@ impl Kernel {
         state.set_cgroups(CgroupKind::Daemon, &[settings.daemon_cgroup])?;
         state.set_cgroups(CgroupKind::Allowed, &settings.allowed_cgroups)?;
         state.set_allowed_uids(&settings.allowed_uids)?;
-        state.start_egress(&settings.egress)?;
-        state.carry_over(&pins.cgroups_of_others()?, &settings.egress)?;
+        let mut stricter = state.start_egress(&settings.egress)?;
+        stricter.extend(state.carry_over(&pins.cgroups_of_others()?, &settings.egress)?);
 
         for name in PROGRAMS {
             pins.install(name, descriptor(&ebpf, name)?, &scope)?;
@@ -257,7 +258,14 @@ impl Kernel {
             state: Mutex::new(state),
             sources: Mutex::new(Some(sources)),
             retired,
+            stricter,
         })
+    }
+
+    /// The agents' cgroups that may reach less since the start than under the daemon before. What they were connected to then
+    /// they still are.
+    pub fn stricter(&self) -> &[CgroupId] {
+        &self.stricter
     }
 
     /// The listener's port.

@@ -18,6 +18,25 @@ use super::{
     target::{Protected, TargetKey, UidRange},
 };
 
+/// What a cgroup may reach; a mode that is not known is closed.
+struct Reaches {
+    mode: Option<EgressMode>,
+    allowed: HashSet<(u32, EgressTarget)>,
+}
+
+impl Reaches {
+    fn is_less_than(&self, before: &Self) -> bool {
+        let narrower = match (self.mode, before.mode) {
+            (Some(EgressMode::Open), _) => return false,
+            (Some(EgressMode::Databases), Some(EgressMode::Open)) => true,
+            (Some(EgressMode::Databases), Some(EgressMode::Databases | EgressMode::Closed) | None) => false,
+            (Some(EgressMode::Closed) | None, Some(EgressMode::Open | EgressMode::Databases)) => true,
+            (Some(EgressMode::Closed) | None, Some(EgressMode::Closed) | None) => false,
+        };
+        narrower || !before.allowed.is_subset(&self.allowed)
+    }
+}
+
 /// The maps, typed.
 pub(super) struct State {
     config: Array<MapData, Config>,
@@ -219,9 +238,10 @@ impl State {
     }
 
     /// Puts in force what agents may reach: first goes what is allowed no longer, then come the rules of cgroups that are
-    /// enrolled already, and last what is newly allowed.
-    pub(super) fn start_egress(&mut self, settings: &EgressSettings) -> Result<(), RedirectError> {
+    /// enrolled already, and last what is newly allowed. Gives the cgroups that may reach less than before.
+    pub(super) fn start_egress(&mut self, settings: &EgressSettings) -> Result<Vec<CgroupId>, RedirectError> {
         let wanted = checked_entries(&settings.allowed)?;
+        let before = self.reaches()?;
         self.forbid_others(&wanted)?;
         let rules: StdHashMap<CgroupId, Egress> = settings.enrolled.iter().copied().collect();
         let enrolled = self.cgroups(CgroupKind::Agent)?;
@@ -233,28 +253,50 @@ impl State {
             gone(self.egress.remove(id)).map_err(failed(maps::EGRESS))?;
         }
         self.allow(&wanted)?;
-        self.note_closed()
+        self.note_closed()?;
+        let now = self.reaches()?;
+        let less = |cgroup: &CgroupId| match (before.get(&cgroup.get()), now.get(&cgroup.get())) {
+            (Some(before), Some(now)) => now.is_less_than(before),
+            (None, _) | (_, None) => true,
+        };
+        Ok(enrolled.into_iter().filter(less).collect())
+    }
+
+    /// What each cgroup with a rule may reach.
+    fn reaches(&self) -> Result<StdHashMap<u64, Reaches>, RedirectError> {
+        let allowed: Vec<_> =
+            self.egress_allowed.iter().collect::<Result<_, _>>().map_err(failed(maps::EGRESS_ALLOWED))?;
+        let rules: Vec<_> = self.egress.iter().collect::<Result<_, _>>().map_err(failed(maps::EGRESS))?;
+        let reaches = |rule: gateway_common::Egress| {
+            // By where it leads: an agent's number is another one when the configuration has them in another order.
+            let own = allowed.iter().filter(|(key, allows)| *allows == 1 && key.data().agent == rule.agent);
+            let targets = own.map(|(key, _)| (key.prefix_len(), EgressTarget { agent: 0, ..key.data() }));
+            Reaches { mode: EgressMode::from_wire(rule.mode), allowed: targets.collect() }
+        };
+        Ok(rules.into_iter().map(|(cgroup, rule)| (cgroup, reaches(rule))).collect())
     }
 
     /// Makes agents and fence of what they were to programs of another layout. One whose egress is not known reaches
-    /// nothing.
+    /// nothing. Gives the agents: what they could reach before cannot be told.
     pub(super) fn carry_over(
         &mut self,
         cgroups: &[(CgroupId, CgroupKind)],
         settings: &EgressSettings,
-    ) -> Result<(), RedirectError> {
+    ) -> Result<Vec<CgroupId>, RedirectError> {
+        let mut agents = Vec::new();
         for &(cgroup, kind) in cgroups {
             match kind {
                 _ if self.kind(cgroup)?.is_some() => {}
                 CgroupKind::Agent => {
                     let rule = settings.enrolled.iter().find(|(enrolled, _)| *enrolled == cgroup);
                     self.enrol(cgroup, rule.map_or(Egress::NOTHING, |&(_, egress)| egress))?;
+                    agents.push(cgroup);
                 }
                 CgroupKind::Fence => self.set_fence(cgroup)?,
                 CgroupKind::Daemon | CgroupKind::Allowed => {}
             }
         }
-        Ok(())
+        Ok(agents)
     }
 
     /// Makes this what agents may reach all the same, and nothing else.

@@ -49,6 +49,34 @@ fn a_command_has_no_rights_but_its_users() {
 }
 
 #[test]
+fn a_command_is_not_spared_when_memory_runs_out_and_has_a_keyring_of_its_own() {
+    let mut daemon = Daemon::start();
+    let own = format!("/proc/{}/oom_score_adj", daemon.launcher_pid);
+    let spared = "cat /proc/self/oom_score_adj; sh -c 'echo -900 > /proc/self/oom_score_adj' 2>/dev/null || echo no";
+    // As in the unit that README has. Who may not spare a process, as in a container, has none that is spared.
+    match fs::write(&own, "-900") {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        written => written.unwrap(),
+    }
+    assert_eq!(daemon.sh(spared), "0\nno\n");
+    // Who is to go first stays so.
+    fs::write(&own, "300").unwrap();
+    assert_eq!(daemon.sh("cat /proc/self/oom_score_adj"), "300\n");
+    // keyctl(2): the number of the session's keyring, and its description, `type;uid;gid;permissions;name`.
+    let script = r#"
+        my ($call, $number, $describe) = (250, syscall(250, 0, -3, 0), "\0" x 200);
+        my $length = syscall($call, 6, $number, $describe, 200);
+        print $number, " ", substr($describe, 0, $length - 1), "\n";
+        print "keys ", syscall($call, 11, $number, my $keys = "\0" x 200, 200), "\n";"#;
+    let keyrings = [daemon.prints(&["perl", "-e", script]), daemon.prints(&["perl", "-e", script])];
+    for keyring in &keyrings {
+        assert!(keyring.contains("keyring;0;0;") && keyring.contains(";_ses\nkeys 0\n"), "{keyring}");
+    }
+    assert_ne!(keyrings[0], keyrings[1]);
+    daemon.die();
+}
+
+#[test]
 fn a_command_lives_in_its_cgroup_and_in_a_session_of_its_own() {
     let daemon = Daemon::start();
     let cgroup = daemon.prints(&["cat", "/proc/self/cgroup"]);
@@ -357,6 +385,22 @@ fn a_run_ends_with_its_caller_even_if_it_does_not_want_to() {
     let mut ready = [0; 6];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
     assert!(!daemon.processes().is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the run ends", || daemon.processes().is_empty().then_some(()));
+}
+
+#[test]
+fn a_run_whose_first_thread_has_ended_ends_with_its_caller_as_well() {
+    let daemon = Daemon::start();
+    let script = "import ctypes, threading, time
+threading.Thread(target=lambda: time.sleep(1000)).start()
+ctypes.CDLL(None).syscall(60 if __import__('platform').machine() == 'x86_64' else 93, 0)";
+    let mut child = daemon.run(&["python3", "-c", script]).spawn().unwrap();
+    eventually("its first thread has ended", || {
+        let pid = *daemon.processes().first()?;
+        fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.contains(") Z ").then_some(())
+    });
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the run ends", || daemon.processes().is_empty().then_some(()));

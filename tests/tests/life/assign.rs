@@ -242,3 +242,155 @@ fn only_root_assigns() -> Result<()> {
     assert!(refused.contains("only root"), "{refused}");
     Ok(())
 }
+
+/// Python that holds what `make` makes, and says when it does.
+fn holder(weir: &Weir, agent: &Agent<'_>, make: &str) -> Result<(Kept, std::io::BufReader<std::process::ChildStdout>)> {
+    use std::io::{BufRead, BufReader};
+    let words = confined(agent.user()).into_iter().chain(["/usr/bin/python3", "-c", make]);
+    let mut command = weir.setup().scope().program("elsewhere", words)?.into_command();
+    let mut child = Kept(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
+    let mut said = BufReader::new(child.0.stdout.take().context("no pipe")?);
+    let mut line = String::new();
+    said.read_line(&mut line)?;
+    ensure!(line == "ready\n", "it said `{line}`");
+    Ok((child, said))
+}
+
+/// Its first thread ends by the system call itself; another one goes on.
+const HEADLESS: &str = "import ctypes, threading, time, platform
+threading.Thread(target=lambda: (print('ready', flush=True), time.sleep(1000))).start()
+ctypes.CDLL(None).syscall(60 if platform.machine() == 'x86_64' else 93, 0)";
+
+/// A parent of it.
+const PARENT: &str = "import subprocess, sys
+subprocess.Popen([sys.executable, '-c', HEADLESS]).wait()";
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_not_overlooked() -> Result<()> {
+    let database = Database::create()?;
+    let weir = Weir::start(|setup| reader(setup, &database))?;
+    let agent = weir.agent(CLAUDE)?;
+    let parent = format!("HEADLESS = {HEADLESS:?}\n{PARENT}");
+    let (parent, _said) = holder(&weir, &agent, &parent)?;
+    let procs = weir.setup().scope().path.join("elsewhere/cgroup.procs");
+    let child = wait_until("its first thread has ended", SOON, || {
+        let ended =
+            |pid: &&str| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+        Ok(fs::read_to_string(&procs)?.lines().find(ended).map(str::to_owned))
+    })?;
+    let refused = assign(&weir, &agent, parent.0.id())?.failed();
+    // By its number: the kernel's `cgroup.kill` does not end such a one.
+    Program::new(["kill", "-9", &child]).run()?.succeeded()?;
+    let refused = refused?;
+    assert!(refused.contains("has ended its first thread while others run"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn what_of_the_agent_s_user_has_left_the_tree_is_told() -> Result<()> {
+    let database = Database::create()?;
+    let weir = Weir::start(|setup| reader(setup, &database))?;
+    let agent = weir.agent(CLAUDE)?;
+    let user = agent.user();
+    let (tree, helper) = (sleeper(&weir, &confined(user), None)?, sleeper(&weir, &confined(user), None)?);
+    let refused = assign(&weir, &agent, tree.0.id())?.failed()?;
+    let expected = format!("process {} (`sleep`) has the agent's user as well", helper.0.id());
+    assert!(refused.contains(&expected), "{refused}");
+    drop(helper);
+    assign(&weir, &agent, tree.0.id())?.succeeded()?;
+    Ok(())
+}
+
+const CONNECTED: &str = "import socket, sys
+tcp = socket.create_connection(('127.0.0.1', PORT))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.connect(('127.0.0.1', PORT))
+print('ready', flush=True)
+sys.stdin.read(1)
+for each in (tcp, udp):
+    try: each.send(b'x'), print('sent', flush=True)
+    except OSError as error: print('refused', error, flush=True)";
+
+#[test]
+fn connections_that_the_agent_s_egress_refuses_are_destroyed() -> Result<()> {
+    use std::io::{BufRead, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let datagrams = std::net::UdpSocket::bind(("127.0.0.1", port))?;
+    let database = Database::create()?;
+    for (egress, answers) in [("closed", "refused"), ("open", "sent")] {
+        let weir = Weir::start(|setup| {
+            reader(setup, &database)?;
+            let agents = setup.config.get_mut("agent").and_then(toml::Value::as_array_mut).context("no agents")?;
+            let first = agents.first_mut().and_then(toml::Value::as_table_mut).context("no agent")?;
+            first.insert("egress".into(), egress.into());
+            Ok(())
+        })?;
+        let agent = weir.agent(CLAUDE)?;
+        let (mut holder, said) = holder(&weir, &agent, &CONNECTED.replace("PORT", &port.to_string()))?;
+        let told = assign(&weir, &agent, holder.0.id())?.succeeded()?;
+        assert!(told.contains(if egress == "closed" { "2 connections" } else { "0 connections" }), "{told}");
+        holder.0.stdin.as_mut().context("no pipe")?.write_all(b"x")?;
+        let lines: Vec<String> = said.lines().take(2).collect::<std::io::Result<_>>()?;
+        assert!(lines.iter().all(|line| line.starts_with(answers)), "{egress}: {lines:?}");
+    }
+    drop(datagrams);
+    Ok(())
+}
+
+/// Sends a descriptor to itself, and takes it when it is told to.
+const QUEUED: &str = "import os, socket, sys, time
+one, other = socket.socketpair()
+socket.send_fds(one, [b'x'], [0])
+print('ready', flush=True)
+sys.stdin.read(1)
+socket.recv_fds(other, 1, 1)
+print('taken', flush=True)
+time.sleep(1000)";
+
+#[test]
+fn a_descriptor_on_its_way_through_a_unix_socket_is_told() -> Result<()> {
+    use std::io::{BufRead, Write};
+    let database = Database::create()?;
+    let weir = Weir::start(|setup| reader(setup, &database))?;
+    let agent = weir.agent(CLAUDE)?;
+    let (mut holder, mut said) = holder(&weir, &agent, QUEUED)?;
+    let refused = assign(&weir, &agent, holder.0.id())?.failed()?;
+    assert!(refused.contains("a Unix socket with messages in it"), "{refused}");
+    holder.0.stdin.as_mut().context("no pipe")?.write_all(b"x")?;
+    said.read_line(&mut String::new())?;
+    assign(&weir, &agent, holder.0.id())?.succeeded()?;
+    Ok(())
+}
+
+#[test]
+fn a_tree_that_a_daemon_left_half_moved_goes_back_and_runs() -> Result<()> {
+    const PROCESSES: usize = 150;
+    let database = Database::create()?;
+    let mut weir = Weir::start(|setup| reader(setup, &database))?;
+    let script = format!("for n in $(seq {}); do sleep 1000 & done; wait", PROCESSES - 1);
+    let user = weir.agent(CLAUDE)?.user().to_owned();
+    let words = confined(&user).into_iter().chain(["sh", "-c", &script]);
+    let scope = weir.setup().scope().path.clone();
+    let tree = Kept(weir.setup().scope().program("elsewhere", words)?.into_command().stdin(Stdio::null()).spawn()?);
+    let in_tree = || Ok::<_, anyhow::Error>(fs::read_to_string(scope.join("elsewhere/cgroup.procs"))?.lines().count());
+    wait_until("all of it runs", SOON, || Ok((in_tree()? == PROCESSES).then_some(())))?;
+    let token = weir.agent(CLAUDE)?.token_file().display().to_string();
+    let words = ["agent", "assign", CLAUDE, "--pid", &tree.0.id().to_string(), "--token-file", &token];
+    let mut assigning = weir.program(words)?.into_command().stderr(Stdio::null()).spawn()?;
+    wait_until("a part of it is moved", SOON, || Ok((in_tree()? < PROCESSES).then_some(())))?;
+    weir.kill()?;
+    assigning.wait()?;
+    let left = in_tree()?;
+    weir.start_again(&[])?;
+    let back = in_tree()?;
+    let states = fs::read_to_string(scope.join("elsewhere/cgroup.events"))?;
+    fs::write(scope.join("elsewhere/cgroup.kill"), "1")?;
+    assert!(left < PROCESSES && back == PROCESSES, "{left}, then {back} of {PROCESSES}");
+    assert!(states.contains("frozen 0"), "{states}");
+    wait_until("no run is left", SOON, || {
+        let agents = rows(&weir.weir(["agent", "list", "--json"])?)?;
+        let runs = agents.first().and_then(|agent| agent.pointer("/runs")).and_then(Value::as_array);
+        Ok(runs.is_some_and(Vec::is_empty).then_some(()))
+    })
+}

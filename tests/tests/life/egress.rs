@@ -111,19 +111,31 @@ fn each_agent_reaches_what_its_egress_says_and_refusals_are_on_the_record() -> R
 fn a_run_that_outlives_the_daemon_has_the_egress_that_the_next_one_is_told() -> Result<()> {
     let other = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
     let _other = TcpListener::bind(other)?;
+    let _datagrams = std::net::UdpSocket::bind(other)?;
     let mut weir = Weir::start(|setup| {
         setup.agent(CLAUDE, &[])?;
         egress(setup, CLAUDE, "open", &[])
     })?;
-    // Tries whenever it is told to, until its input ends.
+    // Tries whenever it is told to, until its input ends; what it connected at first it tries to speak on.
     const AGAIN: &str = r"
 import socket, sys
+there = ('127.0.0.1', int(sys.argv[1]))
+kept = [socket.create_connection(there, 5), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
+kept[1].connect(there)
 for line in sys.stdin:
+    words = []
+    for each in kept:
+        try:
+            each.send(b'x')
+            words.append('kept')
+        except OSError as error:
+            words.append('cut')
     try:
-        socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5).close()
-        print('passed', flush=True)
+        socket.create_connection(there, 5).close()
+        words.append('passed')
     except OSError as error:
-        print(type(error).__name__, flush=True)
+        words.append(type(error).__name__)
+    print(*words, flush=True)
 ";
     let folder = weir.setup().folder().to_owned();
     let (asks, tells) = (folder.join("asks"), folder.join("tells"));
@@ -154,15 +166,19 @@ for line in sys.stdin:
             Ok((told.len() >= count).then_some(told))
         })
     };
-    assert_eq!(ask(1)?, ["passed"]);
+    let passed = "kept kept passed";
+    assert_eq!(ask(1)?, [passed]);
     weir.kill()?;
-    assert_eq!(ask(2)?, ["passed", "passed"], "as long as nobody says otherwise");
+    assert_eq!(ask(2)?, [passed; 2], "as long as nobody says otherwise");
+    weir.start_again(&[])?;
+    assert_eq!(ask(3)?, [passed; 3], "the next one says the same");
+    weir.kill()?;
     let config = folder.join("weir.toml");
     let closed = fs::read_to_string(&config)?.replace("egress = \"open\"", "egress = \"closed\"");
     ensure!(closed.contains("closed"), "{closed}");
     fs::write(&config, closed)?;
     weir.start_again(&[])?;
-    assert_eq!(ask(3)?, ["passed", "passed", "PermissionError"]);
+    assert_eq!(ask(4)?.last().map(String::as_str), Some("cut cut PermissionError"));
     drop(run.kill());
     drop(run.wait());
     Ok(())

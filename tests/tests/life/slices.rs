@@ -74,6 +74,18 @@ fn a_service_that_is_not_confined_or_another_user_s_is_refused_and_told_why() ->
 }
 
 #[test]
+fn a_service_s_own_sandboxes_are_the_agent() -> Result<()> {
+    let database = Database::create()?;
+    let weir = serviced(&database, |_| Ok(()))?;
+    let user = weir.agent(CLAUDE)?.user().to_owned();
+    let sandbox =
+        [&confined(&user)[..], &["unshare", "--user", "--map-root-user", "unshare", "--user", "--mount"]].concat();
+    let mut client = service(&weir, &database, &sandbox)?;
+    client.connect()?.rows()?;
+    Ok(())
+}
+
+#[test]
 fn until_its_token_is_verified_a_slice_is_refused() -> Result<()> {
     let database = Database::create()?;
     let weir = serviced(&database, |_| Ok(()))?;

@@ -76,6 +76,51 @@ fn a_run_sees_neither_the_server_s_sockets_nor_container_runtimes() -> Result<()
     Ok(())
 }
 
+#[test]
+fn nobody_s_socket_or_link_in_a_folder_of_everybody_s_withholds_a_connection_or_stops_a_run() -> Result<()> {
+    let database = Database::create()?;
+    let mut shared = None;
+    let mut weir = Weir::start(|setup| {
+        reader(setup, &database)?;
+        let folder = setup.folder().join("shared");
+        fs::create_dir(&folder)?;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777))?;
+        let path = folder.join(".s.PGSQL.5432");
+        declare_socket(&mut setup.config, &path.display().to_string());
+        shared = Some(path);
+        Ok(())
+    })?;
+    let path = shared.ok_or_else(|| anyhow::anyhow!("no path"))?;
+    // The agent's own, and another user's: neither is the server's.
+    let bind = "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])";
+    let user = weir.agent(CLAUDE)?.user().to_owned();
+    for user in [user.as_str(), "daemon"] {
+        let words = ["umask 0; exec \"$@\"", "sh", PYTHON, "-c", bind, &path.display().to_string()].map(str::to_owned);
+        let words = ["sh".to_owned(), "-c".to_owned()].into_iter().chain(words);
+        weir.setup().scope().program_as(user, "outside", words)?.run()?.succeeded()?;
+        weir.weir(["policy", "reload"])?.succeeded()?;
+        assert!(!weir.weir(["status"])?.succeeded()?.contains("WITHHELD"), "{user}");
+        fs::remove_file(&path)?;
+    }
+    // Root's may be the server's.
+    let socket = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
+    weir.weir(["policy", "reload"])?.succeeded()?;
+    assert!(weir.weir(["status"])?.succeeded()?.contains("WITHHELD"));
+    drop(socket);
+    fs::remove_file(&path)?;
+
+    // Links: to itself, and to what the agent would be kept from seeing.
+    let passwd = std::path::Path::new("/etc/passwd");
+    for target in [path.as_path(), passwd] {
+        std::os::unix::fs::symlink(target, &path)?;
+        std::os::unix::fs::lchown(&path, Some(65_534), None)?;
+        assert!(!weir.agent(CLAUDE)?.run(["cat", "/etc/passwd"])?.succeeded()?.is_empty());
+        fs::remove_file(&path)?;
+    }
+    weir.stop()
+}
+
 /// Names a socket in the first connection.
 fn declare_socket(config: &mut toml::Table, path: &str) {
     let connections = config.get_mut("connection").and_then(Value::as_array_mut);

@@ -70,7 +70,7 @@ pub enum RegistryError {
     },
     /// Every uid of the agent's pool is taken.
     #[error(
-        "all {size} uids of agent `{agent}`'s `uid_pool` are taken ({held} by its runs, {busy} by processes that live on); end \
+        "all {size} uids of agent `{agent}`'s `uid_pool` are taken ({held} by its runs, {busy} by processes or homes that are left over); end \
          a run, or widen the pool"
     )]
     PoolExhausted {
@@ -80,7 +80,7 @@ pub enum RegistryError {
         size: u32,
         /// How many runs hold one.
         held: usize,
-        /// How many are kept back for processes of no run.
+        /// How many are kept back for processes and homes of no run.
         busy: usize,
     },
     /// The cgroup is another run's.
@@ -149,7 +149,7 @@ pub enum Uids {
     Pool {
         /// The pool.
         range: RangeInclusive<u32>,
-        /// Those that must not be given, since a process lives that has one.
+        /// Those that must not be given: a process lives that has one, or a home is left over that belongs to one.
         busy: HashSet<u32>,
     },
 }
