@@ -50,6 +50,31 @@ pub fn unsettles_reading(access: &Access) -> bool {
     }
 }
 
+/// What an access does to what names mean, for everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SchemaChange {
+    /// It calls what may do anything.
+    Possible,
+    /// That is what it is for.
+    Certain,
+}
+
+/// Whether an access changes the schema, as far as a catalogue snapshot tells of it.
+pub fn schema_change(access: &Access) -> Option<SchemaChange> {
+    match (access.action.class(), access.action, &access.object) {
+        // Temporary relations are in no snapshot.
+        (_, Action::Create, Object::Relation { schema, .. }) if &**schema == "pg_temp" => None,
+        (Class::Ddl | Class::Code | Class::Admin | Class::Unknown, _, _) => Some(SchemaChange::Certain),
+        // DDL in a function's or a procedure's body counts as well.
+        (_, Action::Call, Object::Function { schema, name }) => {
+            let listed = &**schema == "pg_catalog" && lists::function_class(name).is_some();
+            (!listed).then_some(SchemaChange::Possible)
+        }
+        (_, Action::Call, _) => Some(SchemaChange::Possible),
+        (Class::Read | Class::Write | Class::Session, _, _) => None,
+    }
+}
+
 /// Whether an agent may set a setting to this value at the start of its session: the same list that SET goes by.
 pub fn setting_is_free(name: &str, value: &str) -> bool {
     match lists::setting_rule(name) {
@@ -67,5 +92,43 @@ pub fn changes_reading(access: &Access) -> bool {
             matches!(lists::setting_rule(name), Some(lists::SettingRule::Only(_)))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(sql: &str) -> Option<SchemaChange> {
+        let catalog = Catalog::declared("shop", "app", &[]).unwrap();
+        let reading = read(sql, &catalog, &catalog.session_names()).unwrap();
+        reading.statements.iter().flat_map(|statement| &statement.accesses).filter_map(schema_change).max()
+    }
+
+    #[test]
+    fn what_changes_the_schema_and_what_does_not() {
+        let (possible, certain) = (Some(SchemaChange::Possible), Some(SchemaChange::Certain));
+        for (sql, expected) in [
+            ("SELECT 1", None),
+            ("SELECT pg_sleep(0.01), pg_catalog.pg_try_advisory_lock(1), setseed(0)", None),
+            ("SELECT pg_advisory_unlock_all()", None),
+            ("SELECT repeat('x', 1000000), nextval('s')", None),
+            ("INSERT INTO t VALUES (1)", None),
+            ("SET work_mem = '1MB'", None),
+            ("CREATE TEMP TABLE scratch (a int)", None),
+            ("CREATE TABLE pg_temp.scratch (a int)", None),
+            ("CREATE TEMP TABLE scratch AS SELECT public.f()", possible),
+            ("CREATE TABLE made (a int)", certain),
+            ("ALTER TABLE pg_temp.scratch SET SCHEMA public", certain),
+            ("SELECT f()", possible),
+            ("SELECT public.pg_sleep(1)", possible),
+            ("CALL p()", possible),
+            ("SELECT pg_catalog.nobody_knows()", possible),
+            ("SELECT pg_sleep(1), f(); DROP TABLE made", certain),
+            ("DO $$ BEGIN END $$", certain),
+            ("SELECT query_to_xml('SELECT 1', true, true, '')", certain),
+        ] {
+            assert_eq!(change(sql), expected, "{sql}");
+        }
     }
 }
