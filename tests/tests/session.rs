@@ -24,6 +24,8 @@ mod row_security;
 mod same;
 #[path = "session/several.rs"]
 mod several;
+#[path = "session/schema.rs"]
+mod schema;
 #[path = "session/show.rs"]
 mod show;
 #[path = "session/versions.rs"]
