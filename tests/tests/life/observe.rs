@@ -202,6 +202,28 @@ fn a_table_with_a_hostile_name_is_suggested_as_it_is_and_nothing_more() -> Resul
     assert_eq!(suggested.matches("permit (").count(), 1, "{suggested}");
     assert!(suggested.is_ascii() || !suggested.contains('\u{202e}'), "{suggested}");
     weir.setup().policy("suggested.cedar", &suggested)?;
+#[test]
+fn what_was_denied_is_suggested_to_nobody_but_root_and_auditors() -> Result<()> {
+    let database = Database::create()?;
+    let auditor = end_to_end::UnixUser::claim()?;
+    let weir = Weir::start(|setup| {
+        setup.set("daemon.auditors", vec![auditor.name.clone()])?;
+        observing(setup, &database)
+    })?;
+    weir.agent(CLAUDE)?.psql(&database, "SELECT name FROM customers WHERE id = 1")?.succeeded()?;
+    let words = weir.program(["policy", "suggest"])?.into_command();
+    let words: Vec<_> = std::iter::once(words.get_program()).chain(words.get_args()).map(ToOwned::to_owned).collect();
+    // The configuration says where the daemon is; to read it is not what is tried here.
+    let file = weir.setup().folder().join("weir.toml");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    let other = end_to_end::UnixUser::claim()?;
+    let refused = weir.setup().scope().program_as(&other.name, "shell", &words)?.run()?.failed()?;
+    ensure!(refused.contains("auditors") && !refused.contains("customers"), "{refused}");
+    let told = weir.setup().scope().program_as(&auditor.name, "shell", &words)?.run()?.succeeded()?;
+    ensure!(told.contains("customers"), "{told}");
+    Ok(())
+}
+
     let policies = weir.setup().folder().join("policies");
     weir.program(["policy", "check"])?.args([&policies]).run()?.succeeded()?;
     enforce(&mut weir)?;
