@@ -26,7 +26,7 @@ pub use names::{
     MAX_IDENTIFIER_BYTES, MAX_PATH_SCHEMAS, MAX_SEARCH_PATHS, MAX_TEMPORARY, NameEffect, SearchPath, SearchPathError,
     SessionNames, TooManyNames,
 };
-pub use parse::{MAX_NESTING, MAX_TEXT_BYTES, MAX_TOKENS, PARSE_STACK_BYTES, ReadError, ReadLimits};
+pub use parse::{MAX_ACCESSES, MAX_NESTING, MAX_TEXT_BYTES, MAX_TOKENS, PARSE_STACK_BYTES, ReadError, ReadLimits};
 pub use place::{place_of, place_of_syntax_error};
 pub use reading::{Discard, FunctionUse, Reading, StatementKind, StatementReading, TransactionControl};
 pub use redact::for_record;

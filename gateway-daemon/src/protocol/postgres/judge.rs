@@ -21,8 +21,10 @@ use crate::{
     sql::{self, Access, Class, Columns, Name, Object, ReadError, Reading, ReadingCache, SchemaChange, SessionNames},
 };
 
-/// Texts above this are parsed where the runtime knows that the thread is busy.
-const LONG_TEXT_BYTES: usize = 16 * 1024;
+/// Texts above this are parsed where the runtime knows that the thread is busy: its other sessions go on.
+const LONG_TEXT_BYTES: usize = 4 * 1024;
+/// A text that does more than so many different things is decided there as well.
+const LONG_DECISION: usize = 32;
 /// Decisions that a session keeps.
 const KEPT_DECISIONS: usize = 256;
 /// SQLSTATE syntax_error
@@ -178,9 +180,10 @@ impl SessionJudge {
     fn never(&self, sql: &str, error: &ReadError) -> Unread {
         let (sqlstate, message) = match error {
             ReadError::Syntax { message } => (SYNTAX_ERROR, message.clone()),
-            ReadError::TooLong { .. } | ReadError::TooManyTokens { .. } | ReadError::TooDeep { .. } => {
-                (LIMIT, error.to_string())
-            }
+            ReadError::TooLong { .. }
+            | ReadError::TooManyTokens { .. }
+            | ReadError::TooDeep { .. }
+            | ReadError::TooManyAccesses { .. } => (LIMIT, error.to_string()),
             ReadError::Nul | ReadError::Scan { .. } | ReadError::Parser => (SYNTAX_ERROR, error.to_string()),
         };
         // What the server's own grammar refuses gets the server's own error, and no more.
@@ -255,7 +258,12 @@ impl Judge for SessionJudge {
             });
         };
         let read = || self.cache.read(sql, &catalog, &self.names);
-        let read = if sql.len() > LONG_TEXT_BYTES { tokio::task::block_in_place(read) } else { read() };
+        let known = if sql.len() > LONG_TEXT_BYTES { self.cache.get(sql, &catalog, &self.names) } else { None };
+        let read = match known {
+            Some(reading) => Ok(reading),
+            None if sql.len() > LONG_TEXT_BYTES => tokio::task::block_in_place(read),
+            None => read(),
+        };
         match read {
             Ok(reading) => {
                 let unresolved = reading.statements.iter().any(|statement| statement.unresolved);
@@ -304,7 +312,10 @@ impl Judge for SessionJudge {
         if keep && let Some((_, judgement)) = self.decided.kept.get(&key) {
             return judgement.clone();
         }
-        let (judgement, lasts) = self.judge_afresh(&set, &identity, reading, named);
+        let judge = || self.judge_afresh(&set, &identity, reading, named);
+        let readings = std::iter::once(reading).chain(named);
+        let asks: usize = readings.flat_map(|reading| &reading.statements).map(|read| read.accesses.len()).sum();
+        let (judgement, lasts) = if asks > LONG_DECISION { tokio::task::block_in_place(judge) } else { judge() };
         let judgement = Arc::new(judgement);
         if keep && lasts == Lasts::Long {
             if self.decided.kept.len() >= KEPT_DECISIONS {
