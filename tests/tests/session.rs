@@ -14,6 +14,8 @@ mod limits;
 mod messages;
 #[path = "session/player.rs"]
 mod player;
+#[path = "session/pools.rs"]
+mod pools;
 #[path = "session/record.rs"]
 mod record;
 #[path = "session/refusals.rs"]
@@ -22,10 +24,10 @@ mod refusals;
 mod row_security;
 #[path = "session/same.rs"]
 mod same;
-#[path = "session/several.rs"]
-mod several;
 #[path = "session/schema.rs"]
 mod schema;
+#[path = "session/several.rs"]
+mod several;
 #[path = "session/show.rs"]
 mod show;
 #[path = "session/versions.rs"]

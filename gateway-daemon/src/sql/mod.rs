@@ -110,6 +110,38 @@ mod tests {
         let (possible, certain) = (Some(SchemaChange::Possible), Some(SchemaChange::Certain));
         for (sql, expected) in [
             ("SELECT 1", None),
+    #[test]
+    fn the_way_back_to_the_role_that_logged_in_is_free_where_the_session_began_with_it() {
+        let row = |login: &str| ["public", "app", "shop", login].map(|cell| Some(cell.to_owned())).to_vec();
+        let catalog = |login: &str| {
+            let answers = [vec![vec![row(login)]], vec![Vec::new(); Catalog::QUERIES.len() - 1]].concat();
+            Catalog::from_rows(answers).unwrap()
+        };
+        let action = |sql: &str, login: &str| {
+            let catalog = catalog(login);
+            let reading = read(sql, &catalog, &catalog.session_names()).unwrap();
+            reading.statements[0].accesses[0].action
+        };
+        for sql in [
+            "RESET ROLE",
+            "SET ROLE NONE",
+            "SET LOCAL ROLE none",
+            "SET role TO DEFAULT",
+            "RESET SESSION AUTHORIZATION",
+            "SET SESSION AUTHORIZATION DEFAULT",
+            "SELECT set_config('role', 'none', false)",
+        ] {
+            assert_eq!(action(sql, "app"), Action::Transaction, "{sql}");
+            // Something gave the session another role than the one that logged in, which may do more.
+            assert_eq!(action(sql, "owner"), Action::Role, "{sql}");
+        }
+        for sql in ["SET ROLE 'NONE'", "SET SESSION AUTHORIZATION 'none'", "SET ROLE app", "SET ROLE ''"] {
+            assert_eq!(action(sql, "app"), Action::Role, "{sql}");
+        }
+        assert_eq!(action("UNLISTEN *", "app"), Action::Transaction);
+        assert_eq!(action("LISTEN c", "app"), Action::Listen);
+    }
+
             ("SELECT pg_sleep(0.01), pg_catalog.pg_try_advisory_lock(1), setseed(0)", None),
             ("SELECT pg_advisory_unlock_all()", None),
             ("SELECT repeat('x', 1000000), nextval('s')", None),
