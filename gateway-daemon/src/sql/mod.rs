@@ -32,18 +32,15 @@ pub use reading::{Discard, FunctionUse, Reading, StatementKind, StatementReading
 pub use redact::for_record;
 pub use walk::read;
 
-/// Whether an access may change how the session's later statements are read, in a way that Weir does not follow: the text's
-/// encoding, where a string ends, what a name means.
-pub fn unsettles_reading(access: &Access) -> bool {
+/// Whether Weir may lose sight of how the session's later statements are to be read, should this access happen: it sets, or
+/// cannot be told not to set, the text's encoding, where a string ends, or what a name means. No mode lets it pass.
+pub fn may_unsettle_reading(access: &Access) -> bool {
     if access.action != Action::Unknown {
         return false;
     }
     match &access.object {
         // Without a name it is computed.
-        Object::Setting { name } | Object::Other { kind: "setting", name } => {
-            let followed = matches!(&**name, "" | "search_path" | "role" | "session_authorization");
-            followed || matches!(lists::setting_rule(name), Some(lists::SettingRule::Only(_)))
-        }
+        Object::Setting { name } | Object::Other { kind: "setting", name } => statements_are_read_by(name),
         // An UPDATE of it is a SET.
         Object::Relation { schema, name } => (&**schema, &**name) == ("pg_catalog", "pg_settings"),
         Object::Database | Object::Schema { .. } | Object::Function { .. } | Object::Other { .. } => false,
@@ -84,15 +81,23 @@ pub fn setting_is_free(name: &str, value: &str) -> bool {
     }
 }
 
-/// Whether an access sets what decides how statements are read, to something by which the server would read them otherwise
-/// than [`read`] does.
-pub fn changes_reading(access: &Access) -> bool {
-    match (&access.object, access.action) {
-        (Object::Setting { name }, Action::Unknown) => {
-            matches!(lists::setting_rule(name), Some(lists::SettingRule::Only(_)))
-        }
+/// Whether an access for certain makes the server read statements otherwise than [`read`] does: a setting by which they are
+/// read, set to another value than the list allows, for this session or lastingly for later ones. No policy can permit it.
+pub fn sets_a_reading_setting(access: &Access) -> bool {
+    let Object::Setting { name } = &access.object else { return false };
+    match access.action {
+        Action::Unknown => matches!(lists::setting_rule(name), Some(lists::SettingRule::Only(_))),
+        // Of a role, of a database, of the server: whatever the value is, other sessions begin with it.
+        Action::System => statements_are_read_by(name),
         _ => false,
     }
+}
+
+/// Whether statements are read by a setting: what it is decides what a text means. Without a name it is computed; `all` is
+/// all of them.
+fn statements_are_read_by(name: &str) -> bool {
+    matches!(name, "" | "all" | "search_path" | "role" | "session_authorization")
+        || matches!(lists::setting_rule(name), Some(lists::SettingRule::Only(_)))
 }
 
 #[cfg(test)]
@@ -105,11 +110,6 @@ mod tests {
         reading.statements.iter().flat_map(|statement| &statement.accesses).filter_map(schema_change).max()
     }
 
-    #[test]
-    fn what_changes_the_schema_and_what_does_not() {
-        let (possible, certain) = (Some(SchemaChange::Possible), Some(SchemaChange::Certain));
-        for (sql, expected) in [
-            ("SELECT 1", None),
     #[test]
     fn the_way_back_to_the_role_that_logged_in_is_free_where_the_session_began_with_it() {
         let row = |login: &str| ["public", "app", "shop", login].map(|cell| Some(cell.to_owned())).to_vec();
@@ -142,6 +142,11 @@ mod tests {
         assert_eq!(action("LISTEN c", "app"), Action::Listen);
     }
 
+    #[test]
+    fn what_changes_the_schema_and_what_does_not() {
+        let (possible, certain) = (Some(SchemaChange::Possible), Some(SchemaChange::Certain));
+        for (sql, expected) in [
+            ("SELECT 1", None),
             ("SELECT pg_sleep(0.01), pg_catalog.pg_try_advisory_lock(1), setseed(0)", None),
             ("SELECT pg_advisory_unlock_all()", None),
             ("SELECT repeat('x', 1000000), nextval('s')", None),

@@ -163,10 +163,19 @@ fn where_a_connection_observes_weirs_own_refusals_bind_and_prepared_statements_a
     let role = &servers()?.postgres.role;
     let long = format!("SELECT '{}'", "x".repeat(10_000));
     let own_role = format!("ALTER ROLE {role} PASSWORD 'x'");
+    let own_setting = format!("ALTER ROLE {role} SET statement_timeout = 1");
+    let database_path = format!("ALTER DATABASE {} SET search_path = mine, public", database.name);
     let deep = format!("SELECT {}1{}", "(".repeat(500), ")".repeat(500));
     for (sql, why) in [
         (long.as_str(), "limits.statement_bytes"),
         (own_role.as_str(), "can be changed by no policy"),
+        (own_setting.as_str(), "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_USER SET statement_timeout = 1", "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_USER SET work_mem FROM CURRENT", "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_USER SET search_path FROM CURRENT", "no policy can permit that"),
+        ("ALTER USER SESSION_USER RESET statement_timeout", "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_ROLE RESET ALL", "no policy can permit that"),
+        (database_path.as_str(), "would read statements otherwise"),
         (deep.as_str(), "nest"),
         ("SELEC 1", "syntax error"),
         ("PREPARE a AS SELECT 1; PREPARE b AS EXECUTE a", "syntax error"),
@@ -176,6 +185,9 @@ fn where_a_connection_observes_weirs_own_refusals_bind_and_prepared_statements_a
     }
     let denied = rows(&weir.weir(["log", "--decision", "deny", "--json"])?)?;
     assert!(denied.iter().any(|row| text(row, "/event/request/sql").starts_with("ALTER ROLE")));
+
+    let kept = "SELECT count(*) FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_roles r ON r.oid = s.setrole";
+    assert_eq!(database.sql(&format!("{kept} WHERE r.rolname = '{role}' AND setdatabase = 0"))?, "0");
 
     // Prepared by the library after some executions: each is on the record as it was let pass.
     let mut client = Client::start(&agent, &database)?;
@@ -190,18 +202,6 @@ fn where_a_connection_observes_weirs_own_refusals_bind_and_prepared_statements_a
     Ok(())
 }
 
-#[test]
-fn a_table_with_a_hostile_name_is_suggested_as_it_is_and_nothing_more() -> Result<()> {
-    let database = Database::create()?;
-    let role = &servers()?.postgres.role;
-    database.sql(&format!("CREATE TABLE \"{HOSTILE}\" (id int); ALTER TABLE \"{HOSTILE}\" OWNER TO {role}"))?;
-    let mut weir = Weir::start(|setup| observing(setup, &database))?;
-    let select = format!("SELECT id FROM \"{HOSTILE}\"");
-    weir.agent(CLAUDE)?.psql(&database, &select)?.succeeded()?;
-    let suggested = weir.weir(["policy", "suggest", "--by", "column", "--for", "groups"])?.succeeded()?;
-    assert_eq!(suggested.matches("permit (").count(), 1, "{suggested}");
-    assert!(suggested.is_ascii() || !suggested.contains('\u{202e}'), "{suggested}");
-    weir.setup().policy("suggested.cedar", &suggested)?;
 #[test]
 fn what_was_denied_is_suggested_to_nobody_but_root_and_auditors() -> Result<()> {
     let database = Database::create()?;
@@ -224,6 +224,18 @@ fn what_was_denied_is_suggested_to_nobody_but_root_and_auditors() -> Result<()> 
     Ok(())
 }
 
+#[test]
+fn a_table_with_a_hostile_name_is_suggested_as_it_is_and_nothing_more() -> Result<()> {
+    let database = Database::create()?;
+    let role = &servers()?.postgres.role;
+    database.sql(&format!("CREATE TABLE \"{HOSTILE}\" (id int); ALTER TABLE \"{HOSTILE}\" OWNER TO {role}"))?;
+    let mut weir = Weir::start(|setup| observing(setup, &database))?;
+    let select = format!("SELECT id FROM \"{HOSTILE}\"");
+    weir.agent(CLAUDE)?.psql(&database, &select)?.succeeded()?;
+    let suggested = weir.weir(["policy", "suggest", "--by", "column", "--for", "groups"])?.succeeded()?;
+    assert_eq!(suggested.matches("permit (").count(), 1, "{suggested}");
+    assert!(suggested.is_ascii() || !suggested.contains('\u{202e}'), "{suggested}");
+    weir.setup().policy("suggested.cedar", &suggested)?;
     let policies = weir.setup().folder().join("policies");
     weir.program(["policy", "check"])?.args([&policies]).run()?.succeeded()?;
     enforce(&mut weir)?;

@@ -374,7 +374,7 @@ pub fn no_standing(standing: &Standing) -> ErrorAnswer {
 /// server what they mean to Weir is no policy's to let go.
 pub fn mode_for(mode: Mode, accesses: &[Access]) -> Mode {
     match mode {
-        Mode::Observe(_) if accesses.iter().any(sql::unsettles_reading) => Mode::Enforce,
+        Mode::Observe(_) if accesses.iter().any(sql::may_unsettle_reading) => Mode::Enforce,
         Mode::Observe(_) | Mode::Enforce => mode,
     }
 }
