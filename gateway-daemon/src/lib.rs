@@ -31,6 +31,8 @@ pub mod config;
 
 pub mod secret;
 
+mod guarded;
+
 pub mod daemon;
 
 pub mod show;

@@ -35,6 +35,45 @@ when { context.now.toTime() >= duration("22h") };
 forbid(principal, action == Action::"listen", resource) when { principal.subject == "mallory" };
 "#;
 
+/// What a statement may do at most is decided in less time than another session of the thread would notice.
+#[test]
+fn as_much_as_a_statement_may_do_is_decided_in_a_moment() {
+    let set = set(POLICIES);
+    let identity = Identity {
+        agent: "claude".into(),
+        subject: Subject { issuer: "https://idp.example".into(), subject: "robot".into() },
+        groups: vec![Group("corp/readers".into()), Group("corp/writers".into())],
+        token_id: None,
+        actor: None,
+        token_sha256: [0; 32],
+        expires: SystemTime::UNIX_EPOCH,
+    };
+    let table = |round: usize, n: usize| Access {
+        action: Action::Select,
+        object: Object::Relation { schema: "public".into(), name: format!("made_up_{round}_{n}").into() },
+        columns: Columns::None,
+    };
+    let took = |round: usize| {
+        let accesses: Vec<Access> = (0..gateway_daemon::sql::MAX_ACCESSES).map(|n| table(round, n)).collect();
+        let begun = std::time::Instant::now();
+        let decision = set.decide(&Query {
+            identity: &identity,
+            connection: "orders",
+            database: "shop",
+            protocol: "postgres",
+            now: SystemTime::UNIX_EPOCH,
+            had: Had::Assumed(&[]),
+            accesses: &accesses,
+        });
+        assert_eq!(decision.verdict, Verdict::Allow);
+        begun.elapsed()
+    };
+    // The fastest of some: others use the machine as well, and the build may not be optimised.
+    let fastest = (0..10).map(took).min().unwrap();
+    println!("{} accesses: {fastest:?}", gateway_daemon::sql::MAX_ACCESSES);
+    assert!(fastest < Duration::from_millis(500), "{fastest:?}");
+}
+
 fn set(text: &str) -> PolicySet {
     PolicySet::from_sources(&[Source::new("test.cedar", text)], None).unwrap().set
 }

@@ -14,6 +14,8 @@ mod limits;
 mod messages;
 #[path = "session/player.rs"]
 mod player;
+#[path = "session/pools.rs"]
+mod pools;
 #[path = "session/record.rs"]
 mod record;
 #[path = "session/refusals.rs"]
@@ -22,6 +24,8 @@ mod refusals;
 mod row_security;
 #[path = "session/same.rs"]
 mod same;
+#[path = "session/schema.rs"]
+mod schema;
 #[path = "session/several.rs"]
 mod several;
 #[path = "session/show.rs"]

@@ -12,7 +12,7 @@ use std::{
 use nix::unistd::{Uid, User};
 
 use super::{Config, ConfigError, RunsAs, error::Fault};
-use crate::policy::{Sticky, open_to_others};
+use crate::guarded::{Sticky, open_to_others};
 
 /// The longest configuration that is read, in bytes.
 const MOST_BYTES: u64 = 4 << 20;

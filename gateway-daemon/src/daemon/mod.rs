@@ -28,7 +28,7 @@ use crate::{
         postgres::{
             answer::{ErrorAnswer, NO_IDENTITY, UPSTREAM},
             opening,
-            serve::{self, Front, Target},
+            serve::{self, Admitted, Front, Target},
             tls::{CaError, HostCa},
         },
         sessions::Sessions,
@@ -73,6 +73,8 @@ const STOP: Duration = Duration::from_secs(2);
 
 /// How long sessions may finish what they are doing when the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+/// The least time in which a refusal is told.
+const TOLD: Duration = Duration::from_secs(1);
 /// How often Unix sockets are looked at.
 const SOCKETS: Duration = Duration::from_secs(30);
 /// How long a run's processes may take to go once they are killed, before that is told.
@@ -260,37 +262,50 @@ impl Weir {
         let meant = redirect::connection_of(&self.protected.load(), accepted.origin);
         let index = meant.filter(|&index| index == accepted.connection).and_then(|index| usize::try_from(index).ok());
         let target = index.and_then(|index| self.targets.get(index)).cloned();
-        let run = match slices::run_of(&self, accepted.cgroup, accepted.uid).await {
-            Some(Ok(run)) => Some(run),
-            Some(Err(why)) => {
-                tracing::warn!(
-                    cgroup = accepted.cgroup.get(),
-                    pid = accepted.pid,
-                    "refused in an agent's slice: {why}"
-                );
-                let answer = ErrorAnswer::fatal(NO_IDENTITY, format!("Weir refuses what runs in this slice: {why}"));
-                return self.refuse(accepted, &answer).await;
+        // What comes from a slice has its place and its turn before it is identified, which takes more than a session's start.
+        let admitted = match self.slices.agent_of(accepted.cgroup) {
+            Some(agent) => match serve::admit(&self.front, agent, &accepted).await {
+                Some(admitted) => Some(admitted),
+                None => return,
+            },
+            None => None,
+        };
+        let until = admitted.as_ref().map_or_else(|| Instant::now() + self.config.limits.startup, Admitted::until);
+        let identified = tokio::time::timeout_at(until.into(), slices::run_of(&self, accepted.cgroup, accepted.uid));
+        let run = match identified.await {
+            Ok(Some(Ok(run))) => Some(run),
+            Ok(Some(Err(why))) => return self.refuse_in_slice(accepted, &why, until).await,
+            Err(_) => {
+                let why = "it was not identified within limits.startup";
+                return self.refuse_in_slice(accepted, why, until).await;
             }
-            None => self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get())),
+            Ok(None) => self.registry.by_cgroup(identity::CgroupId(accepted.cgroup.get())),
         };
         // Whoever has mended the server's sockets need not wait for the next look.
         if target.as_ref().is_some_and(|target| target.withheld.load().is_some()) {
             tokio::task::block_in_place(|| self.judge_sockets());
         }
         match (run, target) {
-            (Some(run), Some(target)) => serve::serve(self.front.clone(), accepted, run, target).await,
+            (Some(run), Some(target)) => serve::serve(self.front.clone(), accepted, run, target, admitted).await,
             (None, _) => {
                 let text = "Weir does not know this run: it was started under another daemon, or has ended";
-                self.refuse(accepted, &ErrorAnswer::fatal(NO_IDENTITY, text)).await;
+                self.refuse(accepted, &ErrorAnswer::fatal(NO_IDENTITY, text), until).await;
             }
             (Some(_), None) => {
                 let text = "Weir has no connection of that address any longer";
-                self.refuse(accepted, &ErrorAnswer::fatal(UPSTREAM, text)).await;
+                self.refuse(accepted, &ErrorAnswer::fatal(UPSTREAM, text), until).await;
             }
         }
     }
 
-    async fn refuse(&self, accepted: Accepted, answer: &ErrorAnswer) {
+    async fn refuse_in_slice(&self, accepted: Accepted, why: &str, until: Instant) {
+        tracing::warn!(cgroup = accepted.cgroup.get(), pid = accepted.pid, "refused in an agent's slice: {why}");
+        let answer = ErrorAnswer::fatal(NO_IDENTITY, format!("Weir refuses what runs in this slice: {why}"));
+        self.refuse(accepted, &answer, until).await;
+    }
+
+    /// Records a refusal and tells it, which takes no longer than `until`, but for a moment at its end.
+    async fn refuse(&self, accepted: Accepted, answer: &ErrorAnswer, until: Instant) {
         let refused = crate::record::KernelRefusal {
             agent: None,
             uid: accepted.uid,
@@ -304,7 +319,8 @@ impl Weir {
         if let Err(error) = self.recorder.record(&Event::Refused(refused)) {
             tracing::error!(%error, "a refusal is not on the record");
         }
-        opening::refuse(accepted.stream, answer, self.config.limits.startup).await;
+        let left = until.saturating_duration_since(Instant::now()).max(TOLD);
+        opening::refuse(accepted.stream, answer, left).await;
     }
 
     fn issuer(&self, name: &str) -> Option<Arc<Issuer>> {

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -30,6 +30,8 @@ use crate::{
 
 /// How often it is looked whether the slices' cgroups are the ones that the kernel knows, and whether anything lives there.
 const LOOK: Duration = Duration::from_millis(500);
+/// An identification that failed is not tried again for so long: it reads a token and looks at every process of the slice.
+const FAILURE_KEPT: Duration = Duration::from_secs(1);
 
 /// The slices of all agents that have a user.
 pub(super) struct Slices {
@@ -49,8 +51,8 @@ struct Slice {
     /// Its user's, subordinate ones included.
     uids: Vec<UidRange>,
     cgroup: String,
-    /// One identification at a time.
-    identifying: tokio::sync::Mutex<()>,
+    /// One identification at a time; with how the last one failed, if it did.
+    identifying: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
 /// What keeps the slices from being what they should be.
@@ -83,7 +85,7 @@ impl Slices {
             cgroup: format!("{fence}/{}", unit_name(&agent.name)),
             uids: accounts::uids(agent).unwrap_or_default(),
             agent: agent.clone(),
-            identifying: tokio::sync::Mutex::new(()),
+            identifying: tokio::sync::Mutex::default(),
         };
         let slices = users.map(slice).collect();
         let runtime = tokio::runtime::Handle::current();
@@ -131,6 +133,11 @@ impl Slices {
         path == self.fence || self.slices.iter().any(|slice| slice.cgroup == path)
     }
 
+    /// Whose slice a cgroup is.
+    pub(super) fn agent_of(&self, cgroup: CgroupId) -> Option<&str> {
+        self.slice(cgroup).map(|slice| &*slice.agent.name)
+    }
+
     fn slice(&self, cgroup: CgroupId) -> Option<&Slice> {
         self.slices.get(*self.by_cgroup.load().get(&cgroup)?)
     }
@@ -175,15 +182,25 @@ pub(super) async fn run_of(weir: &Arc<Weir>, cgroup: CgroupId, uid: u32) -> Opti
     Some(identified.await.unwrap_or_else(|error| Err(format!("the daemon failed: {error}"))))
 }
 
-/// Verifies the agent's token and looks at all that lives in its slice.
+/// Identifies it, unless somebody has done so meanwhile, or has failed a moment ago.
 async fn identify(weir: &Arc<Weir>, cgroup: CgroupId) -> Result<Arc<Run>, String> {
     let gone = || "the slice is gone".to_owned();
     let slice = weir.slices.slice(cgroup).ok_or_else(gone)?;
-    let _one = slice.identifying.lock().await;
+    let mut failed = slice.identifying.lock().await;
     let id = identity::CgroupId(cgroup.get());
     if let Some(run) = weir.registry.by_cgroup(id) {
         return Ok(run);
     }
+    if let Some((_, why)) = failed.as_ref().filter(|(at, _)| at.elapsed() < FAILURE_KEPT) {
+        return Err(why.clone());
+    }
+    let outcome = identify_slice(weir, slice, id).await;
+    *failed = outcome.as_ref().err().map(|why| (Instant::now(), why.clone()));
+    outcome
+}
+
+/// Verifies the agent's token and looks at all that lives in its slice.
+async fn identify_slice(weir: &Arc<Weir>, slice: &Slice, id: identity::CgroupId) -> Result<Arc<Run>, String> {
     let agent = slice.agent.clone();
     let Some(path) = agent.token_file.clone() else {
         return Err(format!(

@@ -303,7 +303,9 @@ impl Weir {
             },
             mode,
         );
-        let reserved = Reserved { role: &target.user, identity_parameters: target.identity_parameters };
+        // As sessions have it: a credential may name another role than the configuration.
+        let role = catalog.login().unwrap_or(&target.user);
+        let reserved = Reserved { role, identity_parameters: target.identity_parameters };
         if let Some(Verdict::Deny { reason, .. }) = reserved.refusal(&accesses) {
             (explanation.allowed, explanation.observed) = (false, false);
             explanation.reason = reason;

@@ -19,6 +19,8 @@ use crate::{
 
 /// Different accesses of one statement; a statement with more is refused.
 pub const MAX_ACCESSES: usize = 10_000;
+/// Permits of one access that are kept whose conditions did not hold.
+const MAX_UNMET: usize = 16;
 /// Groups that a reason names; the others are counted.
 const MAX_GROUPS_NAMED: usize = 8;
 
@@ -134,7 +136,13 @@ impl PolicySet {
                     return (Verdict::Deny { what, reason, access, by: Denier::Weir }, policies);
                 }
             };
-            denied.push(denied_access(query, access, forbidden_by));
+            let unmet = match outcome {
+                Outcome::Unpermitted => {
+                    principal.permits_in_scope(self.rules(), query, access).take(MAX_UNMET).collect()
+                }
+                Outcome::Permitted | Outcome::Forbidden | Outcome::Failed { .. } => Vec::new(),
+            };
+            denied.push(denied_access(query, access, forbidden_by, unmet));
             first.get_or_insert_with(|| (told(), policies));
         }
         match first {
@@ -173,10 +181,15 @@ fn deny_by_weir(reason: String) -> (Verdict, Vec<PolicyId>) {
     (Verdict::Deny { what: "the statement".to_owned(), reason, access: None, by: Denier::Weir }, Vec::new())
 }
 
-fn denied_access(query: &Query<'_>, access: &Access, forbidden_by: Vec<PolicyId>) -> DeniedAccess {
+fn denied_access(
+    query: &Query<'_>,
+    access: &Access,
+    forbidden_by: Vec<PolicyId>,
+    unmet: Vec<PolicyId>,
+) -> DeniedAccess {
     let (kind, id) = entity_name(query.connection, query.database, &access.object);
     let columns = access.columns.clone();
-    DeniedAccess { action: access.action, kind: kind.name(), id, columns, forbidden_by }
+    DeniedAccess { action: access.action, kind: kind.name(), id, columns, forbidden_by, unmet }
 }
 
 /// An access in words: "`update` on public.customers".

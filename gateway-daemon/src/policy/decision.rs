@@ -61,6 +61,8 @@ pub struct DeniedAccess {
     pub columns: Columns,
     /// The policies that forbid it; empty where none permits it.
     pub forbidden_by: Vec<PolicyId>,
+    /// Where none permits it, permits whose scope it is in, but whose conditions did not hold.
+    pub unmet: Vec<PolicyId>,
 }
 
 /// What becomes of the policies' denials on a connection.
@@ -252,7 +254,14 @@ mod tests {
     fn denied(actions: &[Action]) -> Vec<DeniedAccess> {
         let denied = |&action| {
             let id = "orders/shop".to_owned();
-            DeniedAccess { action, kind: "Database", id, columns: Columns::None, forbidden_by: Vec::new() }
+            DeniedAccess {
+                action,
+                kind: "Database",
+                id,
+                columns: Columns::None,
+                forbidden_by: Vec::new(),
+                unmet: Vec::new(),
+            }
         };
         actions.iter().map(denied).collect()
     }

@@ -8,10 +8,7 @@ use std::{
 };
 
 use super::fault::{Fault, FaultKind};
-
-const WRITABLE_BY_GROUP: u32 = 0o020;
-const WRITABLE_BY_OTHERS: u32 = 0o002;
-const STICKY: u32 = 0o1000;
+use crate::guarded::{Sticky, open_to_others};
 
 /// Checks that the folder, what lies in it and what lies above it belong to `owner` (or root) and can be written by
 /// nobody else. The daemon asks this with its own user before it loads; `weir policy check` doesn't need it.
@@ -51,29 +48,6 @@ fn check_entries(dir: &Path, owner: u32, faults: &mut Vec<Fault>) {
         // Of a link its own data: loading refuses it anyway.
         check_one(path, std::fs::symlink_metadata(path), owner, Sticky::Counts, faults);
     }
-}
-
-/// What the sticky bit is worth: in a folder above, only owners replace entries; in the folder itself others could add.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sticky {
-    /// Of a folder above.
-    Guards,
-    /// Of the file or folder itself.
-    Counts,
-}
-
-/// How others than `owner` and root can change a file or folder, if they can.
-pub(crate) fn open_to_others(uid: u32, gid: u32, mode: u32, owner: u32, sticky: Sticky) -> Option<String> {
-    if uid != owner && uid != 0 {
-        return Some(format!("belongs to user {uid}"));
-    }
-    if sticky == Sticky::Guards && mode & STICKY != 0 {
-        return None;
-    }
-    if mode & WRITABLE_BY_OTHERS != 0 {
-        return Some("can be written by everybody".to_owned());
-    }
-    (mode & WRITABLE_BY_GROUP != 0 && gid != 0).then(|| format!("can be written by group {gid}"))
 }
 
 fn check_one(path: &Path, metadata: io::Result<Metadata>, owner: u32, sticky: Sticky, faults: &mut Vec<Fault>) {

@@ -36,7 +36,6 @@ pub use doc::{Document, Row, doc};
 pub use explain::{ExplainedAccess, Explanation, PolicyNote, explain};
 pub use fault::{Fault, FaultKind, LoadErrors};
 pub use guarded::check_guarded;
-pub(crate) use guarded::{Sticky, open_to_others};
 pub use holder::{Policies, Reload};
 pub use load::{Known, Loaded};
 pub use names::NameFault;

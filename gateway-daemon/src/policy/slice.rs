@@ -188,6 +188,18 @@ impl Principal {
         })
     }
 
+    /// Permits whose scope the access is in: where it is not permitted all the same, their conditions do not hold.
+    pub(super) fn permits_in_scope(
+        &self,
+        rules: &[Rule],
+        query: &Query<'_>,
+        access: &Access,
+    ) -> impl Iterator<Item = PolicyId> {
+        let resource = Resource::new(query.connection, query.database, &access.object);
+        let permits = self.matching(rules, access.action, &resource).into_iter();
+        permits.filter(|rule| rule.effect == Effect::Permit).map(|rule| rule.id.clone())
+    }
+
     /// The policies whose scope can match, in the order of the set.
     fn matching<'r>(&self, rules: &'r [Rule], action: Action, resource: &Resource) -> Vec<&'r Rule> {
         let above = resource.chain.iter().filter_map(|entity| self.named.get(&entity.uid())).flatten();

@@ -302,6 +302,10 @@ pub struct DeniedAccess {
     /// The policies that forbid it; none where nothing permits it.
     #[n(5)]
     pub forbidden_by: Vec<String>,
+    /// Where nothing permits it, permits whose scope it is in, but whose conditions did not hold.
+    #[cbor(n(6), default)]
+    #[serde(default)]
+    pub unmet: Vec<String>,
 }
 
 /// See [`Event::Answer`] and [`Event::CopyIn`].

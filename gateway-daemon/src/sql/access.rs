@@ -133,7 +133,7 @@ actions! {
     RowPolicy = "rowPolicy" in Code,
     /// … an extension or a language.
     Extension = "extension" in Code,
-    /// Roles and passwords, SET ROLE, SET SESSION AUTHORIZATION.
+    /// Roles and passwords, SET ROLE, SET SESSION AUTHORIZATION; not the way back to the role that the session began with.
     Role = "role" in Admin,
     /// GRANT, REVOKE, default privileges.
     Grant = "grant" in Admin,
@@ -145,13 +145,14 @@ actions! {
     Foreign = "foreign" in Admin,
     /// COPY with a file or a program, and functions that read files.
     Host = "host" in Admin,
-    /// Transactions, savepoints, PREPARE, EXECUTE, DEALLOCATE, cursor control, DISCARD, and the empty statement.
+    /// Transactions, savepoints, PREPARE, EXECUTE, DEALLOCATE, cursor control, DISCARD, UNLISTEN, RESET ROLE, giving back
+    /// advisory locks, and the empty statement.
     Transaction = "transaction" in Session,
     /// SET, RESET, `set_config` of a setting on the list.
     Set = "set" in Session,
     /// SHOW of a setting on the list.
     Show = "show" in Session,
-    /// LISTEN, UNLISTEN.
+    /// LISTEN.
     Listen = "listen" in Session,
     /// What could not be placed: not parsed, a kind, node, function or setting that is on no list.
     Unknown = "unknown" in Unknown,

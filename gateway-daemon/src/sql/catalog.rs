@@ -109,7 +109,9 @@ pub(super) struct CastEntry {
 pub struct Catalog {
     version: CatalogVersion,
     database: Option<Name>,
+    /// The role that a session begins with, and the one that it logged in as: usually the same.
     user: Option<Name>,
+    login: Option<Name>,
     search_path: SearchPath,
     schemas: HashSet<Name>,
     relations: HashMap<Name, HashMap<Name, Relation>>,
@@ -125,7 +127,7 @@ impl Catalog {
     /// operators too, so that no search path changes what they mean. For PostgreSQL 13 and later.
     pub const QUERIES: &[&str] = &[
         "SELECT pg_catalog.current_setting('search_path'), current_user::pg_catalog.text, \
-         pg_catalog.current_database()::pg_catalog.text",
+         pg_catalog.current_database()::pg_catalog.text, session_user::pg_catalog.text",
         "SELECT n.nspname::pg_catalog.text FROM pg_catalog.pg_namespace n \
          WHERE n.nspname OPERATOR(pg_catalog.!~) '^pg_(toast|temp|toast_temp)(_|$)' ORDER BY 1",
         "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text, c.relkind::pg_catalog.text, \
@@ -173,14 +175,15 @@ impl Catalog {
         let [settings, schemas, relations, functions, operators, casts]: [Vec<Row>; 6] = answers
             .try_into()
             .map_err(|answers: Vec<_>| CatalogError::Answers { got: answers.len(), want: Self::QUERIES.len() })?;
-        let [path, user, database] = match settings.into_iter().next().map(<[Option<String>; 3]>::try_from) {
-            Some(Ok([Some(path), Some(user), Some(database)])) => [path, user, database],
+        let [path, user, database, login] = match settings.into_iter().next().map(<[Option<String>; 4]>::try_from) {
+            Some(Ok([Some(path), Some(user), Some(database), Some(login)])) => [path, user, database, login],
             _ => return Err(CatalogError::Row { answer: 0, row: 0 }),
         };
         Ok(Self {
             version,
             database: Some(database.into()),
             user: Some(user.into()),
+            login: Some(login.into()),
             search_path: SearchPath::parse(&path).map_err(|source| CatalogError::SearchPath { source })?,
             schemas: each(schemas, 1, |[schema]: [Option<String>; 1]| Some(Name::from(schema?)))?.into_iter().collect(),
             relations: relations_of(relations)?,
@@ -209,6 +212,17 @@ impl Catalog {
     /// The database that it describes.
     pub fn database(&self) -> Option<&Name> {
         self.database.as_ref()
+    }
+
+    /// The role that Weir logs in as.
+    pub fn login(&self) -> Option<&Name> {
+        self.login.as_ref()
+    }
+
+    /// Whether sessions begin with the role that they log in as: neither the role, nor the database, nor a trigger has
+    /// given them another. Then nobody gains by going back to it.
+    pub(super) fn begins_as_login(&self) -> bool {
+        self.login.is_some() && self.login == self.user
     }
 
     /// The names of a session of the same role that has just begun.
@@ -346,7 +360,7 @@ mod tests {
 
     fn answers() -> Vec<Vec<Row>> {
         vec![
-            vec![row(["\"$user\", public", "app", "shop"])],
+            vec![row(["\"$user\", public", "app", "shop", "app"])],
             vec![row(["public"])],
             vec![row(["public", "t", "r", "a"]), row(["public", "t", "r", "b"]), row(["public", "e", "v", ""])],
             vec![row(["public", "f", ""]), row(["public", "max", "citext"]), row(["public", "f", "citext"])],

@@ -40,7 +40,7 @@ impl Catalog {
         }
         let functions = lists::function_names().map(|name| vec![Some("pg_catalog".into()), Some(name.into()), None]);
         Self::from_rows(vec![
-            vec![row(&["\"$user\", public", user, database])],
+            vec![row(&["\"$user\", public", user, database, user])],
             schemas.into_iter().map(|schema| row(&[schema])).collect(),
             relations,
             functions.collect(),

@@ -19,6 +19,10 @@ pub(super) enum FunctionClass {
     Setting,
     /// Sends a notification.
     Notify,
+    /// Gives back what the session holds itself.
+    Release,
+    /// Has effects, but none on what names mean.
+    Inert,
     /// Reaches the server's files.
     Host,
     /// Acts on the server or on other sessions.
@@ -32,7 +36,13 @@ impl FunctionClass {
     pub(super) const fn in_any_schema(self) -> bool {
         match self {
             Self::Host | Self::System | Self::Unknown => true,
-            Self::Free | Self::Bounded | Self::Sequence | Self::Setting | Self::Notify => false,
+            Self::Free
+            | Self::Bounded
+            | Self::Sequence
+            | Self::Setting
+            | Self::Notify
+            | Self::Release
+            | Self::Inert => false,
         }
     }
 
@@ -43,6 +53,8 @@ impl FunctionClass {
             "sequence" => Self::Sequence,
             "setting" => Self::Setting,
             "notify" => Self::Notify,
+            "release" => Self::Release,
+            "inert" => Self::Inert,
             "host" => Self::Host,
             "system" => Self::System,
             "unknown" => Self::Unknown,

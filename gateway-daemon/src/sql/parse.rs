@@ -10,6 +10,9 @@ use super::lex::{Kind, LexError, Lexer};
 pub const PARSE_STACK_BYTES: usize = 16 << 20;
 /// Bytes of one text.
 pub const MAX_TEXT_BYTES: usize = 8 << 20;
+/// Different things that one statement may do: each is a question to the policies, and all are asked before another session
+/// of the thread goes on.
+pub const MAX_ACCESSES: usize = 256;
 /// Tokens of one text; the tree takes about a kilobyte for each.
 pub const MAX_TOKENS: usize = 200_000;
 /// How deep a statement may nest, by an estimate that is not below the tree's depth: brackets, operators in a row, joins,
@@ -56,6 +59,14 @@ pub enum ReadError {
     TooDeep {
         /// See [`ReadLimits::nesting`].
         limit: usize,
+    },
+    /// Each is a question to the policies.
+    #[error(
+        "the statement does {found} different things to tables and other objects, over the limit of {MAX_ACCESSES}"
+    )]
+    TooManyAccesses {
+        /// How many.
+        found: usize,
     },
     /// Not even tokens.
     #[error("the statement cannot be scanned")]

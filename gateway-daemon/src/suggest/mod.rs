@@ -1,8 +1,9 @@
 //! `weir policy suggest`: from denials on the record to the permits that they would need.
 //!
 //! In come rows of the record, out goes a file of policies that loads. What always holds: a permit is no wider than the
-//! grain that was asked for ([`Grain`]); nothing is proposed for `admin` and `unknown`, nor where a policy forbids; the same
-//! rows give the same text; and names that an agent made up neither leave their string nor pretend to be Weir's words.
+//! grain that was asked for ([`Grain`]); nothing is proposed for `admin` and `unknown`, nor where a policy forbids or permits
+//! under a condition; the same rows give the same text; and names that an agent made up neither leave their string nor
+//! pretend to be Weir's words.
 
 mod seen;
 mod write;
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     policy::{Entity, Grantee},
-    record::{Event, Request, RequestKind, Row, RowContent, SessionInfo, Time},
+    record::{DeniedAccess, Event, Request, RequestKind, Row, RowContent, SessionInfo, Time},
     show::line,
     sql::{Action, Class},
 };
@@ -56,7 +57,7 @@ pub struct Suggester {
     whom: Whom,
     seen: BTreeMap<(Grantee, Thing), Seen>,
     statements: Statements,
-    /// Refused by Weir itself, or by a version that kept no particulars.
+    /// Refused by Weir itself: the record has no particulars of the policies.
     not_by_policies: u64,
     /// Rows that say nothing: damaged, or of a later version.
     unreadable: u64,
@@ -78,6 +79,8 @@ enum Thing {
 enum Why {
     /// Policies forbid it.
     Forbidden(Vec<String>),
+    /// Policies permit it under conditions, which a permit of its own would lift.
+    Conditions(Vec<String>),
     Admin,
     Unknown,
     /// No policy can name the object.
@@ -142,7 +145,7 @@ impl Suggester {
                 self.unreadable = self.unreadable.saturating_add(1);
                 continue;
             };
-            let thing = thing(action, &access.kind, &access.id, &access.forbidden_by);
+            let thing = thing(action, access);
             let seen = things.entry(thing).or_insert_with(|| Seen::new(statement, time, session));
             seen.columns(&access.columns, access.all_columns);
         }
@@ -167,14 +170,16 @@ impl Suggester {
     }
 }
 
-fn thing(action: Action, kind: &str, id: &str, forbidden_by: &[String]) -> Thing {
+fn thing(action: Action, access: &DeniedAccess) -> Thing {
+    let DeniedAccess { kind, id, forbidden_by, unmet, .. } = access;
     let why = match action.class() {
         Class::Admin => Some(Why::Admin),
         Class::Unknown => Some(Why::Unknown),
         Class::Read | Class::Write | Class::Ddl | Class::Code | Class::Session => None,
     };
-    let forbidden = (!forbidden_by.is_empty()).then(|| Why::Forbidden(forbidden_by.to_vec()));
-    let why = why.or(forbidden);
+    let forbidden = (!forbidden_by.is_empty()).then(|| Why::Forbidden(forbidden_by.clone()));
+    let unmet = (!unmet.is_empty()).then(|| Why::Conditions(unmet.clone()));
+    let why = why.or(forbidden).or(unmet);
     match (why, Entity::new(kind, id).filter(|_| id.len() <= LONGEST_ID)) {
         (None, Some(entity)) => Thing::Permittable(entity, action),
         (None, None) => Thing::Left(Why::Unnamable, named(kind, id), action),

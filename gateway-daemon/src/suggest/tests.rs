@@ -66,6 +66,7 @@ impl Asked {
             },
             all_columns: denied.columns == Columns::All,
             forbidden_by: denied.forbidden_by.iter().map(ToString::to_string).collect(),
+            unmet: denied.unmet.iter().map(ToString::to_string).collect(),
         });
         let observed = decision.for_record().lifted.is_some();
         Some(self.row_with(seq, Some(record::Denied { observed, accesses: accesses.collect() })))
@@ -202,6 +203,7 @@ fn a_statement_counts_once_for_each_thing_that_it_does() {
         columns: columns.iter().map(ToString::to_string).collect(),
         all_columns: false,
         forbidden_by: Vec::new(),
+        unmet: Vec::new(),
     };
     let accesses = vec![access(&["id"]), access(&["name"])];
     let mut suggester = Suggester::new(Grain::Table, Whom::Agent);
@@ -216,6 +218,41 @@ fn a_statement_counts_once_for_each_thing_that_it_does() {
         "{text}"
     );
     assert!(text.contains("Also 1 refusals by Weir itself") && text.contains("Also 1 events"), "{text}");
+}
+
+#[test]
+fn where_a_policy_permits_under_a_condition_no_permit_without_it_is_proposed() {
+    let set = set(r#"
+        @id("volume") @description("A little of everything.")
+        permit (principal, action in Action::"read", resource) when { context.rowsThisHour < 0 };
+        @id("columns") @description("Names of customers.")
+        permit (principal, action == Action::"select", resource == Table::"orders/shop/public/customers")
+        when { !context.allColumns && ["name"].containsAll(context.columns) };
+        @id("others") @description("Somebody else's.")
+        permit (principal == Agent::"codex", action, resource) when { context.bytesThisHour < 0 };
+    "#);
+    let mut suggester = Suggester::new(Grain::Table, Whom::Agent);
+    for (seq, asked) in [
+        claude(Action::Select, table("public", "customers"), columns(&["ssn"])),
+        claude(Action::Select, table("public", "orders"), columns(&["id"])),
+        claude(Action::Update, table("public", "orders"), columns(&["id"])),
+    ]
+    .iter()
+    .enumerate()
+    {
+        suggester.row(&asked.row(&set, u64::try_from(seq).unwrap(), Mode::Enforce).unwrap());
+    }
+    let text = suggester.finish().to_string();
+    let (proposed, left) = text.split_once("// NOT PROPOSED").unwrap();
+    assert_eq!(proposed.matches("permit (").count(), 1, "{text}");
+    assert!(proposed.contains("Action::\"update\""), "{text}");
+    for part in [
+        "select on Table orders/shop/public/customers, by agent claude: `columns`, `volume` permits it under a condition",
+        "select on Table orders/shop/public/orders, by agent claude: `volume` permits it under a condition",
+    ] {
+        assert!(left.contains(part), "no `{part}` in {text}");
+    }
+    assert!(!left.contains("others"), "{text}");
 }
 
 #[test]

@@ -204,9 +204,9 @@ impl Key {
 impl Why {
     fn words(&self) -> String {
         match self {
-            Self::Forbidden(policies) => {
-                let named: Vec<String> = policies.iter().take(4).map(|id| format!("`{}`", line(id, 60))).collect();
-                format!("{} forbids it, which no permit changes", named.join(", "))
+            Self::Forbidden(policies) => format!("{} forbids it, which no permit changes", ids(policies)),
+            Self::Conditions(policies) => {
+                format!("{} permits it under a condition that did not hold, which a permit would lift", ids(policies))
             }
             Self::Admin => "it is `admin`: it changes who may do what, or reaches outside the database".to_owned(),
             Self::Unknown => "Weir does not understand it, so nobody can say what a permit would permit".to_owned(),
@@ -221,6 +221,13 @@ impl Proposal {
         let because = self.because.iter().map(|line| line.len().saturating_add(4));
         because.fold(self.policy.len().saturating_add(2), usize::saturating_add)
     }
+}
+
+/// The first few policies of a list.
+fn ids(policies: &[String]) -> String {
+    let named: Vec<String> = policies.iter().take(4).map(|id| format!("`{}`", line(id, 60))).collect();
+    let more = if policies.len() > named.len() { " and others" } else { "" };
+    format!("{}{more}", named.join(", "))
 }
 
 fn by(grantee: &Grantee) -> String {

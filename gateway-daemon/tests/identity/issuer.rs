@@ -349,6 +349,50 @@ async fn keys_come_from_a_file_and_the_issuer_is_never_asked() {
     assert_eq!(bench.provider.asked(DISCOVERY) + bench.provider.asked(KEYS), 0);
 }
 
+#[tokio::test]
+async fn keys_are_withdrawn_when_their_file_can_no_longer_be_used() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("keys.json");
+    let good = json!({"keys": [P256.jwk()]}).to_string();
+    let twice = json!({"keys": [P256.jwk(), P256.jwk()]}).to_string();
+    let mode = |at: &std::path::Path, mode| {
+        std::fs::set_permissions(at, std::fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    std::fs::write(&path, &good).expect("a file");
+    let provider = Provider::with(&[&RSA]).await;
+    let settings = IssuerSettings { jwks_file: Some(path.clone()), ..provider.settings() };
+    let bench = Bench { issuer: Arc::new(Issuer::new(settings).expect("settings")), clock: TestClock::new(), provider };
+    let spoils: [(&str, &dyn Fn()); 5] = [
+        ("gone", &|| std::fs::remove_file(&path).expect("a file")),
+        ("malformed", &|| std::fs::write(&path, &good[1..]).expect("a file")),
+        ("empty", &|| std::fs::write(&path, "").expect("a file")),
+        ("written by others", &|| mode(&path, 0o666)),
+        ("in a folder that others write", &|| mode(folder.path(), 0o777)),
+    ];
+    for (what, spoil) in spoils {
+        bench.clock.advance(Duration::from_secs(31));
+        bench.verify(&bench.token()).await.unwrap_or_else(|error| panic!("before it is {what}: {error}"));
+        spoil();
+        bench.clock.advance(Duration::from_secs(31));
+        let told = bench.verify(&bench.token()).await.expect_err(what);
+        assert!(told.contains("`jwks_file`"), "{what}: {told}");
+        let again = bench.verify(&bench.token()).await.expect_err(what);
+        assert!(again.contains("tried a moment ago"), "{what}: {again}");
+        // Mended, it serves again as soon as it is looked at, which is a second later.
+        std::fs::write(&path, &good).expect("a file");
+        mode(&path, 0o600);
+        mode(folder.path(), 0o700);
+        bench.clock.advance(Duration::from_millis(1100));
+        bench.verify(&bench.token()).await.unwrap_or_else(|error| panic!("mended after it was {what}: {error}"));
+    }
+    // A key that is there twice is none, and the others serve.
+    std::fs::write(&path, &twice).expect("a file");
+    bench.clock.advance(Duration::from_secs(31));
+    let told = bench.verify(&bench.token()).await.expect_err("one key twice");
+    assert!(told.contains("more than one key with this `kid`"), "{told}");
+}
+
 #[test]
 fn a_file_of_keys_that_others_could_write_or_that_is_none_is_refused() {
     use std::os::unix::fs::PermissionsExt as _;

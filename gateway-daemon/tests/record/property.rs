@@ -12,14 +12,15 @@ use proptest::{collection::vec, option, prelude::*};
 fn any_request() -> impl Strategy<Value = Event> {
     let kind = prop_oneof![Just(RequestKind::Simple), Just(RequestKind::Prepare), Just(RequestKind::Execute)];
     let names = || vec(any::<String>(), 0..3);
-    let access = (any::<[String; 3]>(), names(), any::<bool>(), names()).prop_map(
-        |([action, kind, id], columns, all_columns, forbidden_by)| DeniedAccess {
+    let access = (any::<[String; 3]>(), names(), any::<bool>(), names(), names()).prop_map(
+        |([action, kind, id], columns, all_columns, forbidden_by, unmet)| DeniedAccess {
             action,
             kind,
             id,
             columns,
             all_columns,
             forbidden_by,
+            unmet,
         },
     );
     let denied = (any::<bool>(), vec(access, 0..3)).prop_map(|(observed, accesses)| Denied { observed, accesses });

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gateway_daemon::sql::{Catalog, Class, MAX_NESTING, ReadError, read};
+use gateway_daemon::sql::{Catalog, Class, MAX_ACCESSES, MAX_NESTING, ReadError, read};
 
 use crate::support::{CATALOG, on_a_big_stack};
 
@@ -112,9 +112,33 @@ fn long_statements_are_read_in_time_and_nothing_without_a_catalogue() {
             many(20_000, |i| format!("SELECT a{i} FROM t{i}"), ";"),
         ] {
             let start = Instant::now();
-            read(&text, &CATALOG, &CATALOG.session_names()).unwrap();
+            match read(&text, &CATALOG, &CATALOG.session_names()) {
+                Ok(_) | Err(ReadError::TooManyAccesses { .. }) => {}
+                Err(error) => panic!("{error}: {}", &text[..60]),
+            }
             // A debug build on a busy machine: generous, and far below what a square would take.
             assert!(start.elapsed() < Duration::from_secs(60), "{:?}: {}", start.elapsed(), &text[..60]);
+        }
+    });
+}
+
+#[test]
+fn a_statement_on_more_things_than_are_decided_is_refused_with_their_number() {
+    on_a_big_stack(|| {
+        let tables = |n: usize| (0..n).map(|i| format!("archive.t{i}")).collect::<Vec<_>>().join(", ");
+        let read = |text: &str| read(text, &CATALOG, &CATALOG.session_names());
+        read(&format!("SELECT 1 FROM {}", tables(MAX_ACCESSES))).unwrap();
+        // Each statement of a text has as many.
+        read(&format!("LOCK TABLE {0}; TRUNCATE {0}", tables(MAX_ACCESSES))).unwrap();
+        let joined = (0..900).map(|i| format!("(SELECT 1 FROM archive.t{i})")).collect::<Vec<_>>().join(", ");
+        for (text, found) in [
+            (format!("SELECT 1 FROM {}", tables(900)), 900),
+            (format!("SELECT {joined}"), 900),
+            (format!("SELECT 1; TRUNCATE {}", tables(3_000)), 3_000),
+        ] {
+            let refused = read(&text).unwrap_err().to_string();
+            let expected = format!("the statement does {found} different things to tables and other objects");
+            assert_eq!(refused, format!("{expected}, over the limit of {MAX_ACCESSES}"));
         }
     });
 }

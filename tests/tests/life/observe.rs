@@ -163,10 +163,19 @@ fn where_a_connection_observes_weirs_own_refusals_bind_and_prepared_statements_a
     let role = &servers()?.postgres.role;
     let long = format!("SELECT '{}'", "x".repeat(10_000));
     let own_role = format!("ALTER ROLE {role} PASSWORD 'x'");
+    let own_setting = format!("ALTER ROLE {role} SET statement_timeout = 1");
+    let database_path = format!("ALTER DATABASE {} SET search_path = mine, public", database.name);
     let deep = format!("SELECT {}1{}", "(".repeat(500), ")".repeat(500));
     for (sql, why) in [
         (long.as_str(), "limits.statement_bytes"),
         (own_role.as_str(), "can be changed by no policy"),
+        (own_setting.as_str(), "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_USER SET statement_timeout = 1", "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_USER SET work_mem FROM CURRENT", "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_USER SET search_path FROM CURRENT", "no policy can permit that"),
+        ("ALTER USER SESSION_USER RESET statement_timeout", "can be changed by no policy"),
+        ("ALTER ROLE CURRENT_ROLE RESET ALL", "no policy can permit that"),
+        (database_path.as_str(), "would read statements otherwise"),
         (deep.as_str(), "nest"),
         ("SELEC 1", "syntax error"),
         ("PREPARE a AS SELECT 1; PREPARE b AS EXECUTE a", "syntax error"),
@@ -176,6 +185,9 @@ fn where_a_connection_observes_weirs_own_refusals_bind_and_prepared_statements_a
     }
     let denied = rows(&weir.weir(["log", "--decision", "deny", "--json"])?)?;
     assert!(denied.iter().any(|row| text(row, "/event/request/sql").starts_with("ALTER ROLE")));
+
+    let kept = "SELECT count(*) FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_roles r ON r.oid = s.setrole";
+    assert_eq!(database.sql(&format!("{kept} WHERE r.rolname = '{role}' AND setdatabase = 0"))?, "0");
 
     // Prepared by the library after some executions: each is on the record as it was let pass.
     let mut client = Client::start(&agent, &database)?;
@@ -187,6 +199,28 @@ fn where_a_connection_observes_weirs_own_refusals_bind_and_prepared_statements_a
     let prepared = decisions(&log, "SELECT name FROM customers WHERE id = 5");
     assert!(prepared.len() > 8, "a Parse, and each execution: {}", prepared.len());
     assert!(prepared.iter().all(|decision| decision.pointer("/denied/observed") == Some(&Value::Bool(true))));
+    Ok(())
+}
+
+#[test]
+fn what_was_denied_is_suggested_to_nobody_but_root_and_auditors() -> Result<()> {
+    let database = Database::create()?;
+    let auditor = end_to_end::UnixUser::claim()?;
+    let weir = Weir::start(|setup| {
+        setup.set("daemon.auditors", vec![auditor.name.clone()])?;
+        observing(setup, &database)
+    })?;
+    weir.agent(CLAUDE)?.psql(&database, "SELECT name FROM customers WHERE id = 1")?.succeeded()?;
+    let words = weir.program(["policy", "suggest"])?.into_command();
+    let words: Vec<_> = std::iter::once(words.get_program()).chain(words.get_args()).map(ToOwned::to_owned).collect();
+    // The configuration says where the daemon is; to read it is not what is tried here.
+    let file = weir.setup().folder().join("weir.toml");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    let other = end_to_end::UnixUser::claim()?;
+    let refused = weir.setup().scope().program_as(&other.name, "shell", &words)?.run()?.failed()?;
+    ensure!(refused.contains("auditors") && !refused.contains("customers"), "{refused}");
+    let told = weir.setup().scope().program_as(&auditor.name, "shell", &words)?.run()?.succeeded()?;
+    ensure!(told.contains("customers"), "{told}");
     Ok(())
 }
 

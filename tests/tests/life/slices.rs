@@ -73,6 +73,37 @@ fn a_service_that_is_not_confined_or_another_user_s_is_refused_and_told_why() ->
     Ok(())
 }
 
+/// Connects as often as it is told and sends nothing; prints how many are told something soon.
+const CROWD: &str = r#"
+import select, socket, sys, time
+host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+held = [socket.create_connection((host, port)) for _ in range(count)]
+end, told = time.monotonic() + 3, {}
+while time.monotonic() < end:
+    for ready in select.select([s for s in held if s not in told], [], [], 0.1)[0]:
+        told[ready] = ready.recv(4096)
+print(len(told), sum(b"sessions open, its limit" in said for said in told.values()))
+"#;
+
+#[test]
+fn connections_of_a_slice_that_is_not_identified_have_the_agent_s_places() -> Result<()> {
+    let database = Database::create()?;
+    let weir = serviced(&database, |setup| setup.set("limits.agent.connections", 2))?;
+    let agent = weir.agent(CLAUDE)?;
+    let token = std::fs::read_to_string(agent.token_file())?;
+    agent.renew("not a token")?;
+    let port = end_to_end::servers()?.postgres.port.to_string();
+    let crowd = ["/usr/bin/python3", "-c", CROWD, "127.0.0.1", &port, "14"];
+    let words: Vec<_> = confined(agent.user()).into_iter().chain(crowd).map(ToOwned::to_owned).collect();
+    let told = weir.setup().scope().program(SERVICE, &words)?.run()?.succeeded()?;
+    // Two sessions, and the surplus of places for those that begin.
+    assert_eq!(told, "4 4");
+    // They gave their places back when they were gone.
+    agent.renew(&token)?;
+    let mut client = service(&weir, &database, &confined(agent.user()))?;
+    wait_until("it is let in", SOON, || Ok(client.connect()?.error.is_none().then_some(())))
+}
+
 #[test]
 fn a_service_s_own_sandboxes_are_the_agent() -> Result<()> {
     let database = Database::create()?;
@@ -96,8 +127,7 @@ fn until_its_token_is_verified_a_slice_is_refused() -> Result<()> {
     let refused = client.connect()?;
     ensure!(refused.refused()?.contains("token"), "{refused:?}");
     agent.renew(&token)?;
-    client.connect()?.rows()?;
-    Ok(())
+    wait_until("the good token is read", SOON, || Ok(client.connect()?.error.is_none().then_some(())))
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! a `kid` that they lack, they are asked for again: by one task at a time, and never sooner than the interval in the
 //! settings after the last attempt, whatever tokens come. When the issuer cannot be reached the keys at hand serve on
 //! until `stale_window` has passed since they were fetched; after that every token is refused. A file is read again
-//! as often as that, for a provider that this host does not reach.
+//! as often as that, for a provider that this host does not reach. It is what there is: one that is gone, or cannot be used,
+//! leaves no keys.
 
 mod error;
 mod fetch;
@@ -26,6 +27,9 @@ use super::{
     json,
     token::{KeySet, TokenError, TokenRules, TokenSettings, Unverified, Verified},
 };
+
+/// A file of keys that could not be used is looked at again after this.
+const FILE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long keys are kept without asking, at least and at most.
 const KEEP: (Duration, Duration) = (Duration::from_secs(5 * 60), Duration::from_secs(60 * 60));
@@ -164,7 +168,8 @@ impl Issuer {
         if let Some(fetched) = self.at_hand(kid, now) {
             return Ok(fetched);
         }
-        if let Some(recent) = last.as_ref().filter(|last| now.boot < last.at.saturating_add(self.refetch_interval)) {
+        let pause = |last: &Attempt| self.pause_after(last);
+        if let Some(recent) = last.as_ref().filter(|last| now.boot < last.at.saturating_add(pause(last))) {
             return self.without_asking(recent, kid, now);
         }
         let outcome = self.fetch(now).await.map_err(Arc::new);
@@ -175,9 +180,18 @@ impl Issuer {
         })
     }
 
+    /// How long after an attempt the next one is made.
+    fn pause_after(&self, last: &Attempt) -> Duration {
+        match (&self.source, &last.failure) {
+            // Nothing serves meanwhile, and nobody is bothered.
+            (Source::File(_), Some(_)) => FILE_AGAIN.min(self.refetch_interval),
+            (Source::File(_), None) | (Source::Discovery { .. }, _) => self.refetch_interval,
+        }
+    }
+
     /// What there is when the last attempt was a moment ago.
     fn without_asking(&self, recent: &Attempt, kid: &str, now: Moment) -> Result<Arc<Fetched>, Arc<IssuerError>> {
-        let next = recent.at.saturating_add(self.refetch_interval).saturating_sub(now.boot);
+        let next = recent.at.saturating_add(self.pause_after(recent)).saturating_sub(now.boot);
         let in_seconds = next.as_secs().saturating_add(1);
         let error = match &recent.failure {
             None => IssuerError::RecentlyFetched { in_seconds },
@@ -216,7 +230,14 @@ impl Issuer {
                 (keys, max_age.unwrap_or(most).clamp(least, most))
             }
             // Small and local: whoever withdraws a key waits no longer than this.
-            Source::File(path) => (file::keys(path)?, self.refetch_interval),
+            Source::File(path) => match file::keys(path) {
+                Ok(keys) => (keys, self.refetch_interval),
+                Err(error) => {
+                    // Gone is a withdrawal. Discovery may be out of reach; a file is not.
+                    self.keys.store(None);
+                    return Err(error);
+                }
+            },
         };
         // Stale keys are never fresh.
         let fresh_until = now.boot.saturating_add(keep.min(self.stale_window));

@@ -10,7 +10,7 @@ use aws_lc_rs::hmac;
 
 use super::{
     answer::{ErrorAnswer, LIMIT, NO_IDENTITY, Severity},
-    catalogs::CatalogCell,
+    catalogs::{CatalogCell, Noted},
     machine::{Judge, Judgement, Unread},
     reserved::{IdentityParameters, Reserved},
 };
@@ -18,11 +18,13 @@ use crate::{
     identity::{Identity, Run, Standing},
     limits::{Account, TableId, TableVolume},
     policy::{Decided as DecidedBy, Decision, Denier, Had, Mode, Policies, PolicySet, Query, Verdict},
-    sql::{self, Access, Action, Class, Columns, Name, Object, ReadError, Reading, ReadingCache, SessionNames},
+    sql::{self, Access, Class, Columns, Name, Object, ReadError, Reading, ReadingCache, SchemaChange, SessionNames},
 };
 
-/// Texts above this are parsed where the runtime knows that the thread is busy.
-const LONG_TEXT_BYTES: usize = 16 * 1024;
+/// Texts above this are parsed where the runtime knows that the thread is busy: its other sessions go on.
+const LONG_TEXT_BYTES: usize = 4 * 1024;
+/// A text that does more than so many different things is decided there as well.
+const LONG_DECISION: usize = 32;
 /// Decisions that a session keeps.
 const KEPT_DECISIONS: usize = 256;
 /// SQLSTATE syntax_error
@@ -44,8 +46,12 @@ pub struct SessionJudge {
     hint: Arc<str>,
     secrets: Arc<hmac::Key>,
     decided: Decided,
-    /// A statement that may change the schema was forwarded in the transaction that is open.
-    changes_schema: bool,
+    /// What statements that were forwarded in the transaction that is open do to the schema.
+    changes_schema: Option<SchemaChange>,
+    /// The session's own last change of the schema.
+    changed: Noted,
+    /// What must have been seen before the message at hand is read, once its first text had to wait for that.
+    awaits: Option<Noted>,
     /// The catalogue was fetched for a name in the text that is asked for next.
     asked_again: bool,
 }
@@ -53,9 +59,7 @@ pub struct SessionJudge {
 impl Drop for SessionJudge {
     fn drop(&mut self) {
         // What was forwarded may still happen when the session is over.
-        if self.changes_schema {
-            self.catalog.note_change();
-        }
+        self.note_change();
     }
 }
 
@@ -113,7 +117,6 @@ impl SessionJudge {
         let JudgeParts { run, connection, database, role, identity_parameters, .. } = parts;
         let JudgeParts { policies, mode, account, cache, catalog, names, hint, secrets, .. } = parts;
         let decided = Decided::default();
-        let (changes_schema, asked_again) = (false, false);
         Self {
             run,
             connection,
@@ -129,8 +132,27 @@ impl SessionJudge {
             hint,
             secrets,
             decided,
-            changes_schema,
-            asked_again,
+            changes_schema: None,
+            changed: Noted::default(),
+            awaits: None,
+            asked_again: false,
+        }
+    }
+
+    fn note_change(&mut self) {
+        if let Some(change) = self.changes_schema {
+            self.changed = self.catalog.note(change);
+        }
+    }
+
+    /// Whether the snapshot is good for the message at hand. What others change while it waits is not waited for.
+    fn sees_enough(&mut self) -> bool {
+        match self.awaits {
+            Some(needed) => self.catalog.has_seen(needed),
+            None => {
+                self.awaits = self.catalog.behind(self.changed);
+                self.awaits.is_none()
+            }
         }
     }
 
@@ -158,9 +180,10 @@ impl SessionJudge {
     fn never(&self, sql: &str, error: &ReadError) -> Unread {
         let (sqlstate, message) = match error {
             ReadError::Syntax { message } => (SYNTAX_ERROR, message.clone()),
-            ReadError::TooLong { .. } | ReadError::TooManyTokens { .. } | ReadError::TooDeep { .. } => {
-                (LIMIT, error.to_string())
-            }
+            ReadError::TooLong { .. }
+            | ReadError::TooManyTokens { .. }
+            | ReadError::TooDeep { .. }
+            | ReadError::TooManyAccesses { .. } => (LIMIT, error.to_string()),
             ReadError::Nul | ReadError::Scan { .. } | ReadError::Parser => (SYNTAX_ERROR, error.to_string()),
         };
         // What the server's own grammar refuses gets the server's own error, and no more.
@@ -221,10 +244,11 @@ impl SessionJudge {
 
 impl Judge for SessionJudge {
     fn read(&mut self, sql: &str) -> Result<Arc<Reading>, Unread> {
-        if self.catalog.is_stale() {
+        if !self.sees_enough() {
             return Err(Unread::NotYet);
         }
         let Some(catalog) = self.catalog.current().filter(|_| self.catalog.failure().is_none()) else {
+            self.awaits = None;
             let why = self.catalog.failure().unwrap_or_else(|| "it was never fetched".into());
             let message = format!("Weir cannot read the database's catalogue: {why}");
             let answer = ErrorAnswer { severity: Severity::Error, ..ErrorAnswer::fatal("58000", message) };
@@ -234,7 +258,12 @@ impl Judge for SessionJudge {
             });
         };
         let read = || self.cache.read(sql, &catalog, &self.names);
-        let read = if sql.len() > LONG_TEXT_BYTES { tokio::task::block_in_place(read) } else { read() };
+        let known = if sql.len() > LONG_TEXT_BYTES { self.cache.get(sql, &catalog, &self.names) } else { None };
+        let read = match known {
+            Some(reading) => Ok(reading),
+            None if sql.len() > LONG_TEXT_BYTES => tokio::task::block_in_place(read),
+            None => read(),
+        };
         match read {
             Ok(reading) => {
                 let unresolved = reading.statements.iter().any(|statement| statement.unresolved);
@@ -246,11 +275,16 @@ impl Judge for SessionJudge {
                 self.asked_again = false;
                 Ok(reading)
             }
-            Err(error) => Err(self.never(sql, &error)),
+            Err(error) => {
+                self.awaits = None;
+                Err(self.never(sql, &error))
+            }
         }
     }
 
     fn decide(&mut self, reading: &Arc<Reading>, named: &[Arc<Reading>]) -> Arc<Judgement> {
+        // All texts of the message are read.
+        self.awaits = None;
         let set = self.policies.current();
         let Some(identity) = self.identity() else {
             // `standing` was asked before; between the two the identity ended.
@@ -278,7 +312,10 @@ impl Judge for SessionJudge {
         if keep && let Some((_, judgement)) = self.decided.kept.get(&key) {
             return judgement.clone();
         }
-        let (judgement, lasts) = self.judge_afresh(&set, &identity, reading, named);
+        let judge = || self.judge_afresh(&set, &identity, reading, named);
+        let readings = std::iter::once(reading).chain(named);
+        let asks: usize = readings.flat_map(|reading| &reading.statements).map(|read| read.accesses.len()).sum();
+        let (judgement, lasts) = if asks > LONG_DECISION { tokio::task::block_in_place(judge) } else { judge() };
         let judgement = Arc::new(judgement);
         if keep && lasts == Lasts::Long {
             if self.decided.kept.len() >= KEPT_DECISIONS {
@@ -292,27 +329,20 @@ impl Judge for SessionJudge {
     fn forwarding(&mut self, reading: &Reading) -> Result<(), String> {
         for statement in &reading.statements {
             self.names.apply(&statement.effects).map_err(|error| error.to_string())?;
-            // DDL in a function's or a procedure's body counts as well: they are `call`.
-            self.changes_schema |= statement.accesses.iter().any(|access| match access.action.class() {
-                Class::Ddl | Class::Code | Class::Admin | Class::Unknown => true,
-                Class::Write => access.action == Action::Call,
-                Class::Read | Class::Session => false,
-            });
+            let changes = statement.accesses.iter().filter_map(sql::schema_change).max();
+            self.changes_schema = self.changes_schema.max(changes);
         }
         Ok(())
     }
 
     fn completed(&mut self) {
         // A COMMIT among several statements shows the change to others before the transaction's end is told.
-        if self.changes_schema {
-            self.catalog.note_change();
-        }
+        self.note_change();
     }
 
     fn idle(&mut self) {
-        if std::mem::take(&mut self.changes_schema) {
-            self.catalog.note_change();
-        }
+        self.note_change();
+        self.changes_schema = None;
     }
 
     fn redact(&self, sql: &str, reading: &Reading) -> Option<String> {
@@ -344,7 +374,7 @@ pub fn no_standing(standing: &Standing) -> ErrorAnswer {
 /// server what they mean to Weir is no policy's to let go.
 pub fn mode_for(mode: Mode, accesses: &[Access]) -> Mode {
     match mode {
-        Mode::Observe(_) if accesses.iter().any(sql::unsettles_reading) => Mode::Enforce,
+        Mode::Observe(_) if accesses.iter().any(sql::may_unsettle_reading) => Mode::Enforce,
         Mode::Observe(_) | Mode::Enforce => mode,
     }
 }

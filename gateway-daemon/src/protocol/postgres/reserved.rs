@@ -36,13 +36,16 @@ impl Reserved<'_> {
                 (_, Object::Setting { name }) if name.starts_with(PARAMETERS) => {
                     (name, "session parameters of that name are Weir's to set alone")
                 }
-                (_, Object::Other { kind: "role", name })
-                    if access.action == Action::Role && (name.is_empty() || **name == *self.role) =>
+                // Its password, rights and settings. That something is made to belong to it (CREATE SCHEMA … AUTHORIZATION,
+                // which is `owner`) changes nothing about it.
+                (Class::Admin, Object::Other { kind: "role", name })
+                    if access.action != Action::Owner && (name.is_empty() || **name == *self.role) =>
                 {
                     (&self.role, "the role that Weir itself uses can be changed by no policy")
                 }
-                // The session would have to end as soon as the server says that it did so.
-                (_, object) if sql::changes_reading(access) => {
+                // For this session: it would have to end as soon as the server says that it did so. For later ones: they
+                // are others' as well.
+                (_, object) if sql::sets_a_reading_setting(access) => {
                     (object, "the server would read statements otherwise than Weir does; no policy can permit that")
                 }
                 (Class::Unknown | Class::Code | Class::Admin, object)
@@ -64,7 +67,10 @@ impl Reserved<'_> {
                 ) => return None,
             };
             // What Weir would not follow is `unknown` to policies; it is a SET all the same.
-            let action = if sql::changes_reading(access) { Action::Set } else { access.action };
+            let action = match access.action {
+                Action::Unknown if sql::sets_a_reading_setting(access) => Action::Set,
+                action => action,
+            };
             let what = format!("`{}` on {what}", action.name());
             let access = Some(Box::new(access.clone()));
             Some(Verdict::Deny { what, reason: reason.to_owned(), access, by: Denier::Weir })
@@ -75,7 +81,7 @@ impl Reserved<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::Columns;
+    use crate::sql::{Catalog, Columns};
 
     fn access(action: Action, object: Object) -> Access {
         Access { action, object, columns: Columns::None }
@@ -93,9 +99,65 @@ mod tests {
             }
             assert!(refused(own, Action::Role, Object::Other { kind: "role", name: "weir_orders".into() }));
             assert!(refused(own, Action::Role, Object::Other { kind: "role", name: "".into() }));
+            assert!(refused(own, Action::System, Object::Other { kind: "role", name: "".into() }));
             assert!(!refused(own, Action::Set, Object::Setting { name: "work_mem".into() }));
             assert!(refused(own, Action::Unknown, Object::Setting { name: "standard_conforming_strings".into() }));
             assert!(!refused(own, Action::Set, Object::Setting { name: "weird.subject".into() }));
+        }
+    }
+
+    #[test]
+    fn nobody_changes_for_good_what_later_sessions_begin_with() {
+        let catalog = Catalog::declared("shop", "weir_orders", &[]).unwrap();
+        let refused = |sql: &str| {
+            let reading = sql::read(sql, &catalog, &catalog.session_names()).unwrap();
+            let accesses: Vec<Access> = reading.statements.iter().flat_map(|s| s.accesses.clone()).collect();
+            let reserved = Reserved { role: "weir_orders", identity_parameters: IdentityParameters::Unset };
+            reserved.refusal(&accesses).is_some()
+        };
+        let changes = [
+            "SET statement_timeout = 1",
+            "SET search_path = mine, public",
+            "SET work_mem FROM CURRENT",
+            "RESET statement_timeout",
+            "RESET ALL",
+        ];
+        let own = ["CURRENT_USER", "SESSION_USER", "CURRENT_ROLE", "weir_orders", "\"weir_orders\"", "ALL"];
+        for change in changes {
+            for role in own {
+                assert!(refused(&format!("ALTER ROLE {role} {change}")), "{role} {change}");
+                assert!(refused(&format!("ALTER USER {role} IN DATABASE shop {change}")), "{role} {change}");
+            }
+        }
+        let read_by = [
+            "SET search_path = mine, public",
+            "SET SCHEMA 'mine'",
+            "SET search_path FROM CURRENT",
+            "RESET search_path",
+            "RESET ALL",
+            "SET standard_conforming_strings = off",
+            "SET Client_Encoding = 'SJIS'",
+            "SET NAMES 'SJIS'",
+            "SET role = 'other'",
+            "SET SESSION AUTHORIZATION other",
+            "SET weir.subject = 'x'",
+        ];
+        for change in read_by {
+            for what in ["ALTER DATABASE shop", "ALTER DATABASE other", "ALTER ROLE other", "ALTER SYSTEM"] {
+                // ALTER SYSTEM takes fewer forms.
+                let fits = what != "ALTER SYSTEM" || (change.contains(" = ") || change.starts_with("RESET"));
+                assert!(!fits || refused(&format!("{what} {change}")), "{what} {change}");
+            }
+        }
+        for sql in [
+            "ALTER ROLE other SET statement_timeout = 1",
+            "ALTER DATABASE shop SET work_mem = '1MB'",
+            "ALTER DATABASE shop RESET work_mem",
+            "ALTER SYSTEM SET work_mem = '1MB'",
+            "CREATE SCHEMA mine AUTHORIZATION weir_orders",
+            "GRANT SELECT ON customers TO weir_orders",
+        ] {
+            assert!(!refused(sql), "{sql}: a matter of policies");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use pg_query::{
     NodeEnum,
-    protobuf::{GrantTargetType, ObjectType},
+    protobuf::{GrantTargetType, ObjectType, VariableSetKind, VariableSetStmt},
 };
 
 use super::Walker;
@@ -47,18 +47,21 @@ impl Walker<'_> {
             }
             NodeEnum::AlterRoleSetStmt(e) => {
                 self.other(Action::System, "role", e.role.as_ref().map_or("", |role| &role.rolename));
+                self.lasting_setting(e.setstmt.as_ref());
             }
             NodeEnum::DropOwnedStmt(_) | NodeEnum::ReassignOwnedStmt(_) => self.add(Action::Owner, Object::Database),
             NodeEnum::AlterSystemStmt(e) => {
-                let name = e.setstmt.as_ref().map_or("", |set| &set.name);
-                self.add(Action::System, Object::Setting { name: name.to_ascii_lowercase().into() });
+                self.lasting_setting(e.setstmt.as_ref());
                 self.secret = true;
             }
             NodeEnum::LoadStmt(_) => self.other(Action::System, "library", ""),
             NodeEnum::CreatedbStmt(e) => self.other(Action::System, "database", &e.dbname),
             NodeEnum::AlterDatabaseStmt(e) => self.other(Action::System, "database", &e.dbname),
             NodeEnum::AlterDatabaseRefreshCollStmt(e) => self.other(Action::System, "database", &e.dbname),
-            NodeEnum::AlterDatabaseSetStmt(e) => self.other(Action::System, "database", &e.dbname),
+            NodeEnum::AlterDatabaseSetStmt(e) => {
+                self.other(Action::System, "database", &e.dbname);
+                self.lasting_setting(e.setstmt.as_ref());
+            }
             NodeEnum::DropdbStmt(e) => self.other(Action::System, "database", &e.dbname),
             NodeEnum::CreateTableSpaceStmt(e) => self.other(Action::System, "tablespace", &e.tablespacename),
             NodeEnum::DropTableSpaceStmt(e) => self.other(Action::System, "tablespace", &e.tablespacename),
@@ -82,6 +85,16 @@ impl Walker<'_> {
             NodeEnum::DropSubscriptionStmt(e) => self.foreign("subscription", &e.subname),
             other => self.unplaced_statement(other),
         }
+    }
+
+    /// What later sessions begin with.
+    fn lasting_setting(&mut self, set: Option<&VariableSetStmt>) {
+        let name = match set.map(|set| (VariableSetKind::try_from(set.kind), &set.name)) {
+            Some((Ok(VariableSetKind::VarResetAll), _)) => "all".to_owned(),
+            Some((_, name)) => name.to_ascii_lowercase(),
+            None => String::new(),
+        };
+        self.add(Action::System, Object::Setting { name: name.into() });
     }
 
     /// Options and connection strings of these hold passwords.

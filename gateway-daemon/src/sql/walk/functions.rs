@@ -109,6 +109,8 @@ impl Walker<'_> {
                     None => self.add(Action::Notify, Object::Database),
                 }
             }
+            FunctionClass::Release => self.add(Action::Transaction, Object::Database),
+            FunctionClass::Inert => self.add(Action::Call, function()),
             FunctionClass::Host => self.add(Action::Host, function()),
             FunctionClass::System => self.add(Action::System, function()),
             FunctionClass::Unknown => {

@@ -29,7 +29,7 @@ use super::{
     catalog::Catalog,
     lists::{Readable, readable_catalog},
     names::{NameEffect, SessionNames},
-    parse::{ReadError, ReadLimits, parse},
+    parse::{MAX_ACCESSES, ReadError, ReadLimits, parse},
     reading::{FunctionUse, Reading, Reuse, StatementKind, StatementReading},
     redact::literals,
 };
@@ -80,7 +80,11 @@ pub(super) fn read_within(
             reading.reuse = Reuse::Never;
             reading.secrets.extend(literals(text, span(statement, text)));
         }
-        reading.statements.push(walker.finish(kind));
+        let statement = walker.finish(kind);
+        if statement.accesses.len() > MAX_ACCESSES {
+            return Err(ReadError::TooManyAccesses { found: statement.accesses.len() });
+        }
+        reading.statements.push(statement);
     }
     Ok(reading)
 }

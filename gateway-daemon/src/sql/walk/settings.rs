@@ -107,16 +107,21 @@ impl Walker<'_> {
     }
 
     fn set_role(&mut self, setting: &str, value: &Value<'_>) {
-        self.reuse = Reuse::Never;
         let role = match value {
             Value::Default => None,
-            Value::Words(words) => words.first().copied(),
+            Value::Words(words) => Some(words.first().copied().unwrap_or_default()),
             Value::Text(text) => Some(*text),
         };
-        let name = role.map_or_else(|| cut(""), cut);
-        if role.is_some() {
-            self.effects.push(NameEffect::User(Arc::clone(&name)));
+        let back = role.is_none() || (setting == "role" && role == Some("none"));
+        if back && self.catalog.begins_as_login() {
+            // To Weir's own role, with which the session began: as DISCARD ALL does.
+            return self.add(Action::Transaction, Object::Database);
         }
+        self.reuse = Reuse::Never;
+        let name = role.map_or_else(|| cut(""), cut);
+        // `none` is the role that logged in.
+        let becomes = if back { self.catalog.login().cloned() } else { Some(Arc::clone(&name)) };
+        self.effects.extend(becomes.map(NameEffect::User));
         // Kinds of their own: this session's role is changed, and no role.
         let kind = if setting == "role" { "current role" } else { "session user" };
         self.add(Action::Role, Object::Other { kind, name });

@@ -93,7 +93,8 @@ impl Walker<'_> {
             }
             NodeEnum::UnlistenStmt(e) => {
                 let channel = cut(&e.conditionname);
-                self.add(Action::Listen, Object::Other { kind: "channel", name: Arc::clone(&channel) });
+                // It ends what the session itself began.
+                self.add(Action::Transaction, Object::Database);
                 StatementKind::Unlisten { channel: (!channel.is_empty()).then_some(channel) }
             }
             NodeEnum::NotifyStmt(e) => {

@@ -279,7 +279,7 @@ fn find(live: &mut VecDeque<Live>, number: u64) -> Option<&mut Live> {
 }
 
 fn denied_access(denied: &DeniedAccess) -> record::DeniedAccess {
-    let DeniedAccess { action, kind, id, columns, forbidden_by } = denied;
+    let DeniedAccess { action, kind, id, columns, forbidden_by, unmet } = denied;
     let (columns, all_columns) = match columns {
         Columns::None => (Vec::new(), false),
         Columns::Some(names) => (names.iter().map(ToString::to_string).collect(), false),
@@ -292,5 +292,6 @@ fn denied_access(denied: &DeniedAccess) -> record::DeniedAccess {
         columns,
         all_columns,
         forbidden_by: forbidden_by.iter().map(ToString::to_string).collect(),
+        unmet: unmet.iter().map(ToString::to_string).collect(),
     }
 }

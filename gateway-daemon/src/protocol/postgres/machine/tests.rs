@@ -39,7 +39,8 @@ impl Judge for TestJudge {
         let verdict = if refused {
             let (what, reason) = (self.forbidden.to_owned(), "a test says so".to_owned());
             let (kind, id, columns) = ("Database", "orders/shop".to_owned(), Columns::None);
-            let denied = DeniedAccess { action: Action::Select, kind, id, columns, forbidden_by: Vec::new() };
+            let denied =
+                DeniedAccess { action: Action::Select, kind, id, columns, forbidden_by: Vec::new(), unmet: Vec::new() };
             Verdict::Deny { what, reason, access: None, by: Denier::Policies(vec![denied]) }
         } else {
             Verdict::Allow

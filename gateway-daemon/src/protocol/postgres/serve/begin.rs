@@ -13,7 +13,7 @@ use crate::{
     protocol::postgres::{
         answer::{self, ErrorAnswer, REFUSED, SHUTDOWN, UPSTREAM},
         cancels::CancelPlace,
-        catalogs::CatalogCell,
+        catalogs::{CatalogCell, Noted},
         reserved::IdentityParameters,
         startup::Startup,
         upstream::StartupParameters,
@@ -154,7 +154,7 @@ pub(super) async fn make_ready(
 
 async fn ready_catalog(target: &Target, database: &str) -> Result<Arc<CatalogCell>, ErrorAnswer> {
     let cell = target.catalogs.cell(database);
-    if cell.current().is_none() || cell.is_stale() {
+    if cell.current().is_none() || cell.behind(Noted::default()).is_some() {
         cell.fetch(target, database).await;
     }
     match cell.failure() {

@@ -1,7 +1,11 @@
 //! One agent's connection, from its [`opening`](super::opening) to its end: the session upstream, the greeting, and then the
 //! [`Pump`].
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aws_lc_rs::hmac;
 use bytes::BytesMut;
@@ -41,6 +45,9 @@ use begin::{Ready, check_startup, connect, log_start, make_ready, session_start}
 pub use reach::{ConnectError, Reached, Server};
 use refusals::Connect;
 use world::{Running, SessionWorld};
+
+/// How long a socket may take to be written that was accepted just now.
+const TOLD: Duration = Duration::from_secs(1);
 
 /// One declared connection, ready to be served.
 #[derive(Debug)]
@@ -96,36 +103,77 @@ pub struct Front {
     pub secrets: Arc<hmac::Key>,
 }
 
-/// Serves one connection to its end. `run` and `target` are what the cgroup and the origin led to.
-pub async fn serve(front: Arc<Front>, accepted: Accepted, run: Arc<Run>, target: Arc<Target>) {
+/// A connection's place among those that begin, taken at its agent's turn.
+#[derive(Debug)]
+pub struct Admitted {
+    account: Arc<Account>,
+    place: sessions::Opening,
+    until: Instant,
+}
+
+impl Admitted {
+    /// When it must have begun.
+    pub const fn until(&self) -> Instant {
+        self.until
+    }
+}
+
+/// Takes a connection's place and waits for its agent's turn. `None` where it is refused: that is told and on the record.
+pub async fn admit(front: &Front, agent: &str, accepted: &Accepted) -> Option<Admitted> {
+    let Some(account) = front.accounts.of(agent) else {
+        tracing::error!("no session: the agent is no longer configured");
+        return None;
+    };
+    // Before the first byte: a start-up that never ends has its place as well.
+    let place = match front.sessions.begin(&account.agent, account.limits.connections) {
+        Ok(place) => place,
+        Err(error) => {
+            let answer = ErrorAnswer::fatal(TOO_MANY, error.to_string());
+            refusals::record(front, &connect_of(account, accepted), &answer);
+            // A fresh socket can be written as soon as it is looked at, and its buffer takes it whole: what it does not take is
+            // not waited for.
+            let writable = tokio::time::timeout(TOLD, accepted.stream.writable()).await;
+            if matches!(writable, Ok(Ok(()))) {
+                let _ = accepted.stream.try_write(&answer.to_bytes());
+            }
+            return None;
+        }
+    };
+    if let Some(turn) = account.connect() {
+        tokio::time::sleep_until(turn.into()).await;
+    }
+    Some(Admitted { account: account.clone(), place, until: Instant::now() + front.startup_deadline })
+}
+
+fn connect_of<'a>(account: &'a Account, accepted: &Accepted) -> Connect<'a> {
+    let &Accepted { origin: destination, cgroup, pid, uid, .. } = accepted;
+    Connect { account, destination, cgroup: cgroup.get(), pid, uid }
+}
+
+/// Serves one connection to its end. `run` and `target` are what the cgroup and the origin led to; it is admitted here unless
+/// it was before.
+pub async fn serve(
+    front: Arc<Front>,
+    accepted: Accepted,
+    run: Arc<Run>,
+    target: Arc<Target>,
+    admitted: Option<Admitted>,
+) {
     let id = front.recorder.next_session();
     let span = tracing::info_span!("session", session.id = %id, agent.id = %run.agent, connection.id = %target.name);
     let work = async {
         let mut opened = None;
-        let (origin, pid, uid) = (accepted.origin, accepted.pid, accepted.uid);
-        let stream = accepted.stream;
-        let Some(account) = front.accounts.of(&run.agent) else {
-            tracing::error!("no session: the agent is no longer configured");
-            return;
+        let admitted = match admitted {
+            Some(admitted) => Some(admitted),
+            None => admit(&front, &run.agent, &accepted).await,
         };
-        let connect = Connect { account, destination: origin, cgroup: run.cgroup.0, pid, uid };
-        // Before the first byte: a start-up that never ends has its place as well.
-        let place = match front.sessions.begin(&run.agent, account.limits.connections) {
-            Ok(place) => place,
-            Err(error) => {
-                let answer = ErrorAnswer::fatal(TOO_MANY, error.to_string());
-                refusals::record(&front, &connect, &answer);
-                // A fresh socket's buffer takes it whole; what it does not take is not waited for.
-                let _ = stream.try_write(&answer.to_bytes());
-                return;
-            }
-        };
-        if let Some(turn) = account.connect() {
-            tokio::time::sleep_until(turn.into()).await;
-        }
+        let Some(Admitted { account, place, until }) = admitted else { return };
+        let account = &account;
+        let connect = connect_of(account, &accepted);
+        let Accepted { stream, origin, pid, uid, .. } = accepted;
         // Boxed, as all that is over before the session begins: a session's memory is its task's.
         let opening = Box::pin(open(&front, stream, &run, &target, origin, &mut opened));
-        let outcome = match tokio::time::timeout(front.startup_deadline, opening).await {
+        let outcome = match tokio::time::timeout_at(until.into(), opening).await {
             Ok(outcome) => outcome,
             Err(_) => Err(NoSession::Silent("the start-up took longer than limits.startup".into())),
         };
