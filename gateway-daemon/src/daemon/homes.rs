@@ -25,8 +25,8 @@ use rustix::{
 };
 
 use crate::{
+    guarded::{Sticky, open_to_others},
     identity::RunId,
-    policy::{Sticky, open_to_others},
 };
 
 /// What others than root see of the folder of homes: they pass through, and do not list.
