@@ -283,8 +283,10 @@ mod tests {
         Tables::of(&File::open("/proc/self/ns/net").unwrap()).unwrap()
     }
 
-    fn to(target: SocketAddr) -> Vec<Entry> {
-        own().all().unwrap().into_iter().filter(|entry| entry.target == target).collect()
+    /// Another protocol may have the same port, for another test.
+    fn to(target: SocketAddr, protocol: u8) -> Vec<Entry> {
+        let is_it = |entry: &Entry| entry.target == target && entry.protocol == protocol;
+        own().all().unwrap().into_iter().filter(is_it).collect()
     }
 
     #[test]
@@ -294,12 +296,12 @@ mod tests {
             let target = listener.local_addr().unwrap();
             let mut client = TcpStream::connect(target).unwrap();
             let (mut server, _) = listener.accept().unwrap();
-            let [entry] = to(target).try_into().unwrap();
+            let [entry] = to(target, TCP).try_into().unwrap();
             assert_eq!(Some(u64::from(entry.inode)), held::inode(&rustix::io::dup(&client).unwrap()));
             own().destroy(&entry).unwrap();
             assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
             assert_eq!(server.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-            assert_eq!(to(target), []);
+            assert_eq!(to(target, TCP), []);
             // One that is gone is what was wanted.
             own().destroy(&entry).unwrap();
         }
@@ -311,7 +313,7 @@ mod tests {
         let target = server.local_addr().unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(target).unwrap();
-        let [entry] = to(target).try_into().unwrap();
+        let [entry] = to(target, UDP).try_into().unwrap();
         own().destroy(&entry).unwrap();
         assert!(peer(&client.into()).is_none());
     }
